@@ -1,0 +1,35 @@
+"""Backprop, the baseline, with the signature of predictive coding."""
+
+import jax
+import jax.numpy as jnp
+
+from pcjax.checks import check_batch
+from pcjax.learning import GradFn, Info
+from pcjax.networks import Network
+from pcjax.outputs import Output, identity
+
+
+def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
+    """The gradient of the mean loss, shaped like `pcjax.value_and_grad`.
+
+    Args:
+      network: a chain of L layers.
+      output: link and loss of the last layer.
+
+    Returns:
+      `grad_fn(params, inputs, targets) -> ((energy, info), grads)`, where the energy
+      is the mean loss, which is what the free energy is when no activity moves. It
+      raises what `pcjax.infer` raises.
+    """
+
+    def grad_fn(params, inputs, targets):
+        check_batch("backprop.value_and_grad", network, params, inputs, targets)
+
+        def mean_loss(params):
+            logits = network.apply(params, inputs)
+            loss = output.loss(logits, targets)
+            return jnp.mean(loss), Info(loss, logits, loss, loss)
+
+        return jax.value_and_grad(mean_loss, has_aux=True)(tuple(params))
+
+    return grad_fn

@@ -1,0 +1,241 @@
+"""The free energy (eq. 1) and its prediction errors.
+
+Plain maths: whatever the inference and learning kernels compute is a derivative
+of `free_energy`, and the tests hold them to it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pcjax.checks import check_non_negative
+from pcjax.networks import Network, Params
+from pcjax.outputs import Output, identity
+
+# A number, one value per layer, [layers, B], or a function
+# (activities, errors) -> one of these, called at every inference iteration.
+Weights = Any
+Activities = Sequence[jax.Array]
+Errors = tuple[jax.Array, ...]
+
+
+def prediction_errors(
+    network: Network,
+    params: Sequence[Params],
+    activities: Activities,
+    *,
+    output: Output = identity,
+) -> Errors:
+    """The local errors `e_l = h_l - p_l`, and `e_L = h_L - sigma(p_L)`.
+
+    Args:
+      network: a chain of L layers.
+      params: their parameters.
+      activities: `(h_0, ..., h_L)`, each [B, ...]; `h_0` is the input.
+      output: link and loss of the last layer.
+
+    Returns:
+      `(e_1, ..., e_L)`, each shaped like its activity.
+
+    Raises:
+      ValueError: if the activities do not fit the network.
+    """
+    predictions = _predict(network, params, activities, "prediction_errors")
+    return errors_of(activities, predictions, output)
+
+
+def free_energy(
+    network: Network,
+    params: Sequence[Params],
+    activities: Activities,
+    *,
+    output: Output = identity,
+    gamma: Weights = 1.0,
+    decay: Weights = 0.0,
+) -> jax.Array:
+    """The free energy F of each example (eq. 1), [B].
+
+    `F = gamma_L loss(p_L, h_L) + sum_{l=1}^{L-1} (gamma_l / 2 ||h_l - p_l||^2
+    + decay_l / 2 ||f(h_l)||^2)`
+
+    >>> from pcjax import networks
+    >>> network = networks.mlp([3, 2, 1])
+    >>> params = network.init(jax.random.key(0), jnp.ones((1, 3)))
+    >>> inputs, targets = jnp.ones((5, 3)), jnp.ones((5, 1))
+    >>> hidden, _ = networks.feedforward(network, params, inputs)
+    >>> free_energy(network, params, (inputs, hidden, targets)).shape
+    (5,)
+
+    Args:
+      network: a chain of L layers.
+      params: their parameters.
+      activities: `(h_0, ..., h_L)`, each [B, ...]; `h_0` is the input, `h_L` the
+        clamped output.
+      output: link and loss of the last layer.
+      gamma: the weights of the errors: a number for all hidden layers; L-1 numbers
+        for them; L numbers, the last one for the output loss (1 otherwise); [L-1,
+        B] or [L, B]; or a function `(activities, errors)` of one of these.
+      decay: the weights of `||f(h_l)||^2 / 2`: a number, L-1 numbers, [L-1, B] or a
+        function.
+
+    Returns:
+      [B], in nats for the softmax and sigmoid outputs.
+
+    Raises:
+      ValueError: if the activities do not fit the network, or weights are
+        negative or of a wrong number.
+    """
+    layers = free_energy_per_layer(
+        network, params, activities, output=output, gamma=gamma, decay=decay
+    )
+    return jnp.sum(layers, axis=0)
+
+
+def free_energy_per_layer(
+    network: Network,
+    params: Sequence[Params],
+    activities: Activities,
+    *,
+    output: Output = identity,
+    gamma: Weights = 1.0,
+    decay: Weights = 0.0,
+) -> jax.Array:
+    """The terms of `free_energy`, [L, B]: row l-1 holds those of `h_l`.
+
+    Arguments and errors are those of `free_energy`.
+    """
+    predictions = _predict(network, params, activities, "free_energy")
+    errors = errors_of(activities, predictions, output)
+    gammas = error_weights(gamma, activities, errors)
+    decays = decay_weights(decay, activities, errors)
+    return energy_terms(
+        network, activities, predictions, errors, output, gammas, decays
+    )
+
+
+def errors_of(
+    activities: Activities, predictions: Sequence[jax.Array], output: Output
+) -> Errors:
+    """The errors of activities whose predictions are known."""
+    *hidden, logits = predictions
+    return (
+        *(h - p for h, p in zip(activities[1:-1], hidden, strict=True)),
+        output.error(logits, activities[-1]),
+    )
+
+
+def energy_terms(
+    network: Network,
+    activities: Activities,
+    predictions: Sequence[jax.Array],
+    errors: Errors,
+    output: Output,
+    gammas: Sequence[jax.Array | float],
+    decays: Sequence[jax.Array | float],
+) -> jax.Array:
+    """Eq. 1 term by term from what inference has at hand, [L, B]."""
+    terms = []
+    for layer, h, e, gamma, decay in zip(
+        network.layers[1:], activities[1:-1], errors[:-1], gammas, decays, strict=False
+    ):
+        term = 0.5 * _scaled(gamma, _squared_norm(e))
+        if not is_zero(decay):
+            term += 0.5 * _scaled(decay, _squared_norm(layer.activation(h)))
+        terms.append(term)
+    loss = output.loss(predictions[-1], activities[-1])
+    return jnp.stack([*terms, _scaled(gammas[-1], loss)])
+
+
+def error_weights(
+    gamma: Weights, activities: Activities, errors: Errors
+) -> list[jax.Array | float]:
+    """`[gamma_1, ..., gamma_L]`, each a number or [B]."""
+    count = len(errors)
+    if callable(gamma):
+        gamma = gamma(activities, errors)
+    if _is_scalar(gamma) or len(gamma) == count - 1:
+        return [*_per_layer("gamma", gamma, count - 1, activities), 1.0]
+    return _per_layer("gamma", gamma, count, activities)
+
+
+def decay_weights(
+    decay: Weights, activities: Activities, errors: Errors
+) -> list[jax.Array | float]:
+    """`[decay_1, ..., decay_{L-1}]`, each a number or [B]."""
+    if callable(decay):
+        decay = decay(activities, errors)
+    return _per_layer("decay", decay, len(errors) - 1, activities)
+
+
+def weigh(weight: jax.Array | float, values: jax.Array) -> jax.Array:
+    """`weight * values`, the weight being a number or one per example [B]."""
+    if jnp.ndim(weight):
+        weight = jnp.reshape(weight, (-1,) + (1,) * (values.ndim - 1))
+    return _scaled(weight, values)
+
+
+def is_zero(weight: jax.Array | float) -> bool:
+    """Whether the weight is the number 0 at trace time, its term then absent."""
+    return isinstance(weight, int | float) and weight == 0
+
+
+def _scaled(weight: jax.Array | float, values: jax.Array) -> jax.Array:
+    if isinstance(weight, int | float) and weight == 1:
+        return values
+    return jnp.asarray(weight, values.dtype) * values
+
+
+def _squared_norm(values: jax.Array) -> jax.Array:
+    return jnp.sum(values**2, axis=range(1, values.ndim))
+
+
+def _is_scalar(value: Weights) -> bool:
+    return not isinstance(value, list | tuple) and jnp.ndim(value) == 0
+
+
+def _per_layer(
+    name: str, value: Weights, count: int, activities: Activities
+) -> list[jax.Array | float]:
+    """One weight per layer, each a number or [B]."""
+    check = value if isinstance(value, list | tuple) else [value]
+    for entry in check:
+        check_non_negative("free_energy", name, entry)
+    if _is_scalar(value):
+        return [value] * count
+    batch = activities[0].shape[0]
+    weights = list(value)
+    shapes = [jnp.shape(weight) for weight in weights]
+    if len(weights) != count or any(shape not in ((), (batch,)) for shape in shapes):
+        counts = f"{count}" if name == "decay" else f"{len(activities) - 2}"
+        raise ValueError(
+            f"free_energy: {name} must be a number or hold one weight (or one per "
+            f"example, [{batch}]) for each of the {counts} hidden layers"
+            + ("" if name == "decay" else " and, if wished, the output")
+            + f"; got {len(weights)} weights of shapes {shapes}."
+        )
+    return weights
+
+
+def _predict(
+    network: Network, params: Sequence[Params], activities: Activities, function: str
+) -> list[jax.Array]:
+    """`[p_1, ..., p_L]` from the activities, checked against them."""
+    count = len(network.layers)
+    if len(activities) != count + 1 or len(params) != count:
+        raise ValueError(
+            f"{function}: a network of {count} layers has {count + 1} activities and "
+            f"{count} params, got {len(activities)} and {len(params)}."
+        )
+    predictions = []
+    for index, layer in enumerate(network.layers):
+        prediction = layer.apply(params[index], activities[index])
+        above = activities[index + 1]
+        if prediction.shape != above.shape:
+            raise ValueError(
+                f"{function}: layer {index} predicts shape {prediction.shape}, but "
+                f"activities[{index + 1}] has shape {above.shape}."
+            )
+        predictions.append(prediction)
+    return predictions
