@@ -1,8 +1,5 @@
 """Incremental predictive coding (iPC): the weights step at every iteration."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,16 +13,9 @@ from pcjax.inference import (
     observe,
     state_energy,
 )
-from pcjax.learning import Info, pulled_gradients
-from pcjax.networks import Network, Params
+from pcjax.learning import Info, Update, pulled_gradients
+from pcjax.networks import Network
 from pcjax.outputs import Clamp, Output, full_clamp, identity
-
-# (params, opt_state, inputs, targets) -> (params, opt_state, (energy [], info))
-Update = Callable[
-    [Sequence[Params], Any, jax.Array, jax.Array],
-    tuple[tuple[Params, ...], Any, tuple[jax.Array, Info]],
-]
-
 
 def incremental(
     network: Network,

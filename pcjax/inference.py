@@ -11,10 +11,11 @@ forward pass serves as the predictions of the first iteration; every later
 iteration makes L-1 predictions and L-1 vector-Jacobian products, and the final
 predictions double as the forward half of the weight gradients. The scan starts at
 the second iteration so that predictions and the residuals of their
-vector-Jacobian products never cross an iteration.
+vector-Jacobian products never cross an iteration. Simultaneous inference leaves out
+the products that are zero because no error has reached their layer yet.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,11 +63,15 @@ class Method(NamedTuple):
       step: `(t, state, gradient, optimizer state) -> (updates, optimizer state)`:
         what to add to each hidden activity; `gradient(l, e)` is dF/dh_l [B, ...] if
         `e` stands for `e_{l+1}`.
+      delayed: whether a layer stands still as long as its gradient is zero, and an
+        error takes an iteration to pass one; what is zero is then not computed.
+        The optimizer state must then be `()` for every hidden layer.
     """
 
     num_steps: int
     init: Callable[[Sequence[jax.Array]], OptState]
     step: Callable[..., tuple[tuple[jax.Array, ...], OptState]]
+    delayed: bool = False
 
 
 class Inference(NamedTuple):
@@ -120,7 +125,7 @@ def simultaneous(
             moves.append(move(t, slope, opt_state[index], h))
         return tuple(d for d, _ in moves), tuple(s for _, s in moves)
 
-    return Method(num_steps, init, step)
+    return Method(num_steps, init, step, delayed=optimizer is None)
 
 
 def sequential(
@@ -255,46 +260,55 @@ def run(
     """The kernel behind `infer` and `value_and_grad`; checks nothing."""
     record = trace or (lambda state: None)
     bottom, *upper = zip(problem.network.layers, params, strict=True)
+    count = len(upper)  # hidden layers
 
     first, pull_first = _linearize_params(*bottom, inputs)
-    predictions, pullbacks = [first], []
+    forward = [(first, None)]
     for layer, theta in upper:
-        prediction, pull = jax.vjp(partial(layer.apply, theta), predictions[-1])
-        predictions.append(prediction)
-        pullbacks.append(pull)
+        forward.append(jax.vjp(partial(layer.apply, theta), forward[-1][0]))
+    start = tuple(prediction for prediction, _ in forward[:-1])
 
-    start = tuple(predictions[:-1])
-    shifts = jax.tree.map(jnp.zeros_like, start)
-
-    def see(shifts, predictions):
+    def see(shifts, linearized):
+        predictions = [prediction for prediction, _ in linearized]
         return observe(problem, inputs, targets, start, shifts, predictions)
 
-    def advance(t, state, pullbacks, shifts, opt_state):
-        gradient = energy_gradient(problem, state, pullbacks)
-        updates, opt_state = method.step(t, state, gradient, opt_state)
-        return jax.tree.map(jnp.add, shifts, updates), opt_state
-
-    initial = see(shifts, predictions)
-    zero = jnp.zeros((), jnp.int32)
-    carry = advance(zero, initial, pullbacks, shifts, method.init(start))
-
-    def iterate(carry, t):
+    def iterate(stage, carry, t):
         shifts, opt_state = carry
         hidden = jax.tree.map(jnp.add, start, shifts)
-        predictions, pullbacks = zip(
-            (first, None),
-            *(
-                jax.vjp(partial(layer.apply, theta), h)
-                for (layer, theta), h in zip(upper, hidden, strict=True)
-            ),
-            strict=True,
+        linearized = forward[: 1 + count - stage.moved] + [
+            jax.vjp(partial(layer.apply, theta), h)
+            for (layer, theta), h in list(zip(upper, hidden, strict=True))[
+                count - stage.moved :
+            ]
+        ]
+        state = see(shifts, linearized)
+        gradient = energy_gradient(problem, state, [pull for _, pull in linearized[1:]])
+        # The layers that move are a network of their own above one that stands.
+        low = count - stage.moving
+        updates, opt_state = method.step(
+            t,
+            InferenceState(*(values[low:] for values in state)),
+            lambda index, error: gradient(low + index, error),
+            opt_state if low == 0 else opt_state[low:],
         )
-        state = see(shifts, predictions)
-        return advance(t, state, pullbacks[1:], shifts, opt_state), record(state)
+        moved = jax.tree.map(jnp.add, shifts[low:], updates)
+        rest = ((),) * low  # a delayed method keeps no state of its layers
+        return (shifts[:low] + moved, rest + opt_state), record(state)
 
-    steps = jnp.arange(1, method.num_steps, dtype=jnp.int32)
-    (shifts, _), rows = jax.lax.scan(iterate, carry, steps)
+    shifts = jax.tree.map(jnp.zeros_like, start)
+    initial = see(shifts, forward)
+    carry, rows = (shifts, method.init(start)), []
+    delayed = method.delayed and is_zero(problem.decay)
+    for stage in _stages(method.num_steps, count, delayed):
+        steps = jnp.arange(stage.start, stage.stop, dtype=jnp.int32)
+        if len(steps) == 1:
+            carry, row = iterate(stage, carry, steps[0])
+            rows.append(jax.tree.map(lambda x: jnp.asarray(x)[None], row))
+        else:
+            carry, row = jax.lax.scan(partial(iterate, stage), carry, steps)
+            rows.append(row)
 
+    shifts, _ = carry
     hidden = jax.tree.map(jnp.add, start, shifts)
     predictions, pullbacks = zip(
         (first, pull_first),
@@ -304,16 +318,48 @@ def run(
         ),
         strict=True,
     )
-    final = see(shifts, predictions)
-    recorded = jax.tree.map(
-        lambda start, middle, end: jnp.concatenate(
-            [jnp.asarray(start)[None], middle, jnp.asarray(end)[None]]
-        ),
-        record(initial),
-        rows,
-        record(final),
-    )
+    final = observe(problem, inputs, targets, start, shifts, predictions)
+    rows.append(jax.tree.map(lambda x: jnp.asarray(x)[None], record(final)))
+    recorded = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
     return Run(Inference(initial, final, recorded), pullbacks)
+
+
+class _Stage(NamedTuple):
+    """Iterations that do the same work, `start <= t < stop`.
+
+    Attributes:
+      moved: how many hidden layers, from the top, are away from their start.
+      moving: how many of them have a non-zero gradient.
+    """
+
+    start: int
+    stop: int
+    moved: int
+    moving: int
+
+
+def _stages(num_steps: int, count: int, delayed: bool) -> Iterator[_Stage]:
+    """Divides the iterations by the products that are not known to be zero.
+
+    From feed-forward values, simultaneous inference moves one layer in the first
+    iteration, two in the second and so on. Four such iterations stand alone; after
+    them the reach of a stage doubles, so that the program grows no faster than the
+    depth of the network.
+    """
+    if not delayed:
+        yield _Stage(0, 1, 0, count)
+        if num_steps > 1:
+            yield _Stage(1, num_steps, count, count)
+        return
+    t = 0
+    while t < num_steps:
+        if t >= count:
+            yield _Stage(t, num_steps, count, count)
+            return
+        stop = min(t + 1 if t < 4 else 2 * t, num_steps)
+        moved = t if stop == t + 1 else min(stop, count)
+        yield _Stage(t, stop, moved, min(stop, count))
+        t = stop
 
 
 def _linearize_params(

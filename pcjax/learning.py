@@ -44,6 +44,12 @@ GradFn = Callable[
     tuple[tuple[jax.Array, Info], tuple[Params, ...]],
 ]
 
+# (params, opt_state, inputs, targets) -> (params, opt_state, (energy [], info))
+Update = Callable[
+    [Sequence[Params], Any, jax.Array, jax.Array],
+    tuple[tuple[Params, ...], Any, tuple[jax.Array, Info]],
+]
+
 
 def local_gradients(
     network: Network,

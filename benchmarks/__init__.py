@@ -1,0 +1,1 @@
+"""What the kernels cost: counts that do not depend on the machine, and times."""

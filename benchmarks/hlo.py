@@ -1,0 +1,127 @@
+"""Counts the matrix products and convolutions of a compiled program.
+
+The optimised HLO is read as text and walked from the entry computation: a while
+loop counts as often as its known trip count says, a fusion or call as often as it
+is called, of the branches of a conditional the most expensive one.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_SHAPE = re.compile(r"^\w+\[([\d,]*)\]")
+_OPCODE = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_OPERAND = re.compile(r"%([\w.\-]+)")
+
+
+class Counts(NamedTuple):
+    """How often a compiled program multiplies matrices.
+
+    Attributes:
+      dots: matrix products executed.
+      convolutions: convolutions executed.
+      flops: floating-point operations of both, a multiply-add being two.
+    """
+
+    dots: int
+    convolutions: int
+    flops: int
+
+
+def count(compiled: jax.stages.Compiled) -> Counts:
+    """Counts the products that one call of a compiled function executes.
+
+    Args:
+      compiled: what `jax.jit(f).lower(...).compile()` returns.
+
+    Returns:
+      The counts.
+
+    Raises:
+      ValueError: if the program holds a loop of unknown length, or a custom call
+        that may hide a product.
+    """
+    computations, entry = _parse(compiled.as_text())
+    known: dict[str, Counts] = {}
+
+    def total(name: str) -> Counts:
+        if name not in known:
+            shapes, lines = computations[name]
+            sums = [_instruction(line, shapes, total) for line in lines]
+            known[name] = Counts(*map(sum, zip(*sums, strict=True)))
+        return known[name]
+
+    return total(entry)
+
+
+def _parse(text: str) -> tuple[dict, str]:
+    """Every computation's `{instruction: shape}` and lines, and the entry's name."""
+    computations: dict[str, tuple[dict, list]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            name = header[2]
+            entry = name if header[1] else entry
+            computations[name] = ({}, [])
+        elif found := _INSTRUCTION.match(line):
+            shapes, lines = computations[name]
+            if shape := _SHAPE.match(found[2]):
+                shapes[found[1]] = [int(n) for n in shape[1].split(",") if n]
+            lines.append(found[2])
+    return computations, entry
+
+
+def _instruction(line: str, shapes: dict, total) -> Counts:
+    opcode = _OPCODE.search(line)
+    kind = opcode[1] if opcode else ""
+    if kind == "dot":
+        return Counts(1, 0, 2 * _size(line) * _contracted(line, shapes))
+    if kind == "convolution":
+        return Counts(0, 1, 2 * _size(line) * _window(line, shapes))
+    if kind == "custom-call" and re.search(r"gemm|matmul|conv|dot", line):
+        raise ValueError(f"a custom call may hide a product: {line[:200]}")
+    if kind == "conditional" and (branches := _BRANCHES.search(line)):
+        return max(total(name) for name in _OPERAND.findall(branches[1]))
+    times = 1
+    called = _CALLED.findall(line)
+    if kind == "while":
+        trips = _TRIPS.search(line)
+        if trips:
+            times = int(trips[1])
+        elif any(total(name).flops for name in called):
+            raise ValueError(f"a loop of unknown length: {line[:200]}")
+    counts = [total(name) for name in called if kind != "reduce"]
+    return Counts(*(times * sum(c[i] for c in counts) for i in range(3)))
+
+
+def _size(line: str) -> int:
+    shape = _SHAPE.match(line)
+    return math.prod(int(n) for n in shape[1].split(",") if n) if shape else 0
+
+
+def _operands(line: str) -> list[str]:
+    return _OPERAND.findall(line[line.index("(") :])
+
+
+def _contracted(line: str, shapes: dict) -> int:
+    """The length of the sums of a dot."""
+    axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line)
+    left = shapes[_operands(line)[0]]
+    return math.prod(left[int(a)] for a in axes[1].split(",") if a) if axes else 1
+
+
+def _window(line: str, shapes: dict) -> int:
+    """The length of the sums of a convolution: its window and input features."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
+    assert labels is not None, line
+    kernel = shapes[_operands(line)[1]]
+    return math.prod(
+        size for size, label in zip(kernel, labels[2], strict=True) if label != "o"
+    )

@@ -1,0 +1,320 @@
+"""Whole epochs as one program: shuffling, scaling and training on the device.
+
+Nothing here knows how gradients are made: an `Update` is made of any `grad_fn` and
+optax transform, or is `pcjax.incremental(...)`. The functions are pure, so that
+`jax.jit(epoch, donate_argnums=0)` compiles an epoch into one dispatch and `jax.vmap`
+over the state (and over whatever hyper-parameters went into the update) trains
+seeds and settings side by side.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pcjax.learning import GradFn, Update
+from pcjax.networks import Network, Params
+from pcjax.outputs import Output
+
+
+class Data(NamedTuple):
+    """A data set on the device.
+
+    Attributes:
+      images: uint8 [N, ...].
+      labels: int32 [N].
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+class TrainState(NamedTuple):
+    """Everything an epoch needs and changes.
+
+    Attributes:
+      params: tuple of L pytrees.
+      opt_state: the optimizer's state.
+      key: a random key, never changed: epoch `i` shuffles with `fold_in(key, i)`.
+      epoch: int32 [], the number of finished epochs.
+    """
+
+    params: tuple[Params, ...]
+    opt_state: Any
+    key: jax.Array
+    epoch: jax.Array
+
+
+class EpochMetrics(NamedTuple):
+    """What an epoch reports, one entry per training iteration.
+
+    Attributes:
+      energy: [steps], mean free energy of the batch after inference.
+      loss: [steps], mean loss of the batch before the weights moved.
+    """
+
+    energy: jax.Array
+    loss: jax.Array
+
+
+class ClassificationMeasures(NamedTuple):
+    """Per example [B] as measured, [] once averaged over a data set.
+
+    Attributes:
+      loss: cross-entropy in nats.
+      top1: whether the label has the highest logit.
+      top5: whether it is among the five highest.
+    """
+
+    loss: jax.Array
+    top1: jax.Array
+    top5: jax.Array
+
+
+# (images uint8 [B, ...], labels [B]) -> (inputs [B, ...], targets [B, ...]), floats
+Prepare = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (logits, targets, labels) -> pytree of [B]
+Measure = Callable[[jax.Array, jax.Array, jax.Array], Any]
+
+
+def device_data(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Data:
+    """Checks a data set and puts it on the device.
+
+    Args:
+      images: uint8 [N, ...].
+      labels: integers [N] in [0, num_classes).
+      num_classes: the number of classes.
+
+    Returns:
+      The images and int32 labels as device arrays.
+
+    Raises:
+      TypeError: if images are not uint8 or labels are not integers.
+      ValueError: if the set is empty, the lengths differ or a label is out of range.
+    """
+    if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(
+            "device_data: expected uint8 images and integer labels, got "
+            f"{images.dtype} and {labels.dtype}."
+        )
+    if len(images) == 0 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            "device_data: expected one label for each of at least one image, got "
+            f"images of shape {images.shape} and labels of shape {labels.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"device_data: labels must lie in [0, {num_classes}), got values from "
+            f"{labels.min()} to {labels.max()}."
+        )
+    return Data(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+
+
+def classification(
+    num_classes: int, *, low: float = 0.0, high: float = 1.0, dtype: Any = jnp.float32
+) -> Prepare:
+    """Scales images to [low, high] and makes one-hot targets of the labels.
+
+    Args:
+      num_classes: the number of classes; see `device_data` for the range of labels.
+      low: what a black pixel (0) becomes.
+      high: what a white pixel (255) becomes.
+      dtype: of inputs and targets.
+
+    Returns:
+      `prepare(images uint8 [B, ...], labels [B]) -> (inputs [B, ...], targets [B,
+      num_classes])`.
+    """
+
+    def prepare(images, labels):
+        inputs = images.astype(dtype) * ((high - low) / 255) + low
+        return inputs, jax.nn.one_hot(labels, num_classes, dtype=dtype)
+
+    return prepare
+
+
+def reconstruction(
+    *, low: float = 0.005, high: float = 0.995, dtype: Any = jnp.float32
+) -> Prepare:
+    """Scales images to [low, high], flattens them and asks for them again.
+
+    Args:
+      low: what a black pixel (0) becomes.
+      high: what a white pixel (255) becomes.
+      dtype: of inputs and targets.
+
+    Returns:
+      `prepare(images uint8 [B, ...], labels [B]) -> (inputs [B, D], inputs)`.
+    """
+
+    def prepare(images, labels):
+        del labels
+        flat = images.reshape(images.shape[0], -1)
+        inputs = flat.astype(dtype) * ((high - low) / 255) + low
+        return inputs, inputs
+
+    return prepare
+
+
+def make_update(grad_fn: GradFn, tx: optax.GradientTransformation) -> Update:
+    """One training iteration out of a gradient function and an optimizer.
+
+    Args:
+      grad_fn: what `pcjax.value_and_grad` or `pcjax.backprop.value_and_grad` returns.
+      tx: any optax transform.
+
+    Returns:
+      `update(params, opt_state, inputs, targets) -> (params, opt_state, (energy,
+      info))`, the signature `pcjax.incremental` has too.
+    """
+
+    def update(params, opt_state, inputs, targets):
+        value, grads = grad_fn(params, inputs, targets)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    return update
+
+
+def init_state(
+    network: Network,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    inputs: jax.Array,
+) -> TrainState:
+    """The state before the first epoch.
+
+    Args:
+      network: a chain of L layers.
+      tx: the optimizer.
+      key: a random key; it decides the initial weights and the order of the data.
+      inputs: [B, ...] floats, of which only shape and dtype matter.
+
+    Returns:
+      A `TrainState`; `jax.vmap` over keys gives one for several seeds.
+    """
+    params_key, data_key = jax.random.split(key)
+    params = network.init(params_key, inputs)
+    return TrainState(params, tx.init(params), data_key, jnp.zeros((), jnp.int32))
+
+
+def make_epoch(
+    update: Update, prepare: Prepare, batch_size: int
+) -> Callable[[TrainState, Data], tuple[TrainState, EpochMetrics]]:
+    """An epoch as one `lax.scan` over a freshly shuffled data set.
+
+    Args:
+      update: one training iteration.
+      prepare: makes inputs and targets of a batch of raw data.
+      batch_size: examples an iteration; the last short batch is dropped.
+
+    Returns:
+      `epoch(state, data) -> (state, metrics)`. Compile it with
+      `jax.jit(epoch, donate_argnums=0)`, so that the weights are updated in place.
+      The same state gives the same bits on the same machine.
+
+    Raises:
+      ValueError: by `epoch`, if the data hold less than one batch.
+    """
+
+    def epoch(state, data):
+        count = len(data.images) // batch_size
+        if batch_size < 1 or count < 1:
+            raise ValueError(
+                f"epoch: {len(data.images)} examples hold no batch of {batch_size}."
+            )
+        key = jax.random.fold_in(state.key, state.epoch)
+        order = jax.random.permutation(key, len(data.images))
+
+        def iterate(carry, index):
+            inputs, targets = prepare(*_rows(data, index))
+            *carry, (energy, info) = update(*carry, inputs, targets)
+            return tuple(carry), EpochMetrics(energy, jnp.mean(info.loss))
+
+        (params, opt_state), metrics = jax.lax.scan(
+            iterate,
+            (state.params, state.opt_state),
+            order[: count * batch_size].reshape(count, batch_size),
+        )
+        return TrainState(params, opt_state, state.key, state.epoch + 1), metrics
+
+    return epoch
+
+
+def classification_measures(output: Output) -> Measure:
+    """Loss, top-1 and top-5 accuracy; a non-finite logit counts as wrong.
+
+    Args:
+      output: the network's output.
+
+    Returns:
+      A measure for `make_evaluation`. Equal logits rank by class number.
+    """
+
+    def measure(logits, targets, labels):
+        own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        first = jnp.arange(logits.shape[1])[None] < labels[:, None]
+        ahead = ~(logits <= own) | ((logits == own) & first)
+        rank = jnp.sum(ahead, axis=1)
+        dtype = logits.dtype
+        return ClassificationMeasures(
+            output.loss(logits, targets),
+            (rank < 1).astype(dtype),
+            (rank < 5).astype(dtype),
+        )
+
+    return measure
+
+
+def reconstruction_measures(output: Output) -> Measure:
+    """The loss per pixel: `output.loss / number of outputs`."""
+
+    def measure(logits, targets, labels):
+        del labels
+        return output.loss(logits, targets) / logits[0].size
+
+    return measure
+
+
+def make_evaluation(
+    network: Network, prepare: Prepare, measure: Measure, batch_size: int = 1000
+) -> Callable[[tuple[Params, ...], Data], Any]:
+    """Averages a measure of the feed-forward outputs over a whole data set.
+
+    Args:
+      network: a chain of L layers.
+      prepare: makes inputs and targets of a batch of raw data.
+      measure: `(logits, targets, labels) -> pytree of [B]`.
+      batch_size: examples at a time; the result does not depend on it.
+
+    Returns:
+      `evaluate(params, data)`: the measure's tree, averaged over all N examples.
+    """
+
+    def evaluate(params, data):
+        total = len(data.images)
+        size = min(batch_size, total)
+        count = -(-total // size)
+
+        def accumulate(_, start):
+            index = start + jnp.arange(size)
+            images, labels = _rows(data, jnp.minimum(index, total - 1))
+            inputs, targets = prepare(images, labels)
+            values = measure(network.apply(params, inputs), targets, labels)
+            # The last batch is filled up with copies that do not count.
+            return None, jax.tree.map(
+                lambda value: jnp.sum(jnp.where(index < total, value, 0)), values
+            )
+
+        _, sums = jax.lax.scan(accumulate, None, jnp.arange(count) * size)
+        return jax.tree.map(lambda value: jnp.sum(value) / total, sums)
+
+    return evaluate
+
+
+def _rows(data: Data, index: jax.Array) -> Data:
+    """The examples of the given numbers, all of which must exist."""
+    return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)
