@@ -134,12 +134,12 @@ _CIFAR10 = Settings(
     learning_rates={
         "BP": 0.01,
         "BP-Adam": 1.8e-5,
-        "IL": 0.75,
+        "IL": 0.25,
         "IL-MQ": 3e-5,
         "SeqIL": 0.75,
         "SeqIL-MQ": 3e-5,
         "SeqIL-Adam": 3e-5,
-        "iPC": 3e-5,
+        "iPC": 1e-4,
     }
 )
 _SVHN = Settings(

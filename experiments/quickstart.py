@@ -75,7 +75,7 @@ def main(config: Config) -> None:
             if trainer is trainers[-1]:
                 summary = report.summarise(trainers, config, settings)
                 report.save(summary, config.out)
-    report.plot(trainers, config.out / "curves.png", config.dataset)
+    report.plot(summary, config.out / "curves.png")
     report.print_table(summary, config.out)
 
 

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 import pcjax
 from experiments.runner import Record, Trainer
@@ -51,7 +51,7 @@ class Live:
     def __init__(self, methods: Sequence[str], epochs: int) -> None:
         self._console = Console()
         self._epochs = epochs
-        self._rows: dict[str, tuple[str, ...]] = {name: ("",) * 5 for name in methods}
+        self._rows: dict[str, tuple[str, ...]] = dict.fromkeys(methods, ("",) * 5)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -90,9 +90,10 @@ class Live:
         )
         if not self._console.is_terminal:
             epoch, train, test, accuracy, seconds = self._rows[trainer.name]
-            self._console.print(
+            print(
                 f"{trainer.name:<11} epoch {epoch}  train loss {train}  "
-                f"test loss {test}  test accuracy {accuracy} %  {seconds} s"
+                f"test loss {test}  test accuracy {accuracy} %  {seconds} s",
+                flush=True,
             )
 
     def _render(self) -> Group:
@@ -105,9 +106,7 @@ class Live:
 _LIVE_COLUMNS = ("epoch", "train loss", "test loss", "test acc. %", "s/epoch")
 
 
-def _right(header: str) -> Any:
-    from rich.table import Column
-
+def _right(header: str) -> Column:
     return Column(header, justify="right")
 
 
@@ -174,12 +173,14 @@ def print_table(summary: dict, out: Path) -> None:
                 "best test acc. %",
                 "final test acc. %",
                 "epochs to BP's best",
-                f"s/epoch ({seeds} seeds)",
+                f"s/epoch ({_seeds(seeds)})",
                 "optimizer state",
             )
         ),
-        title=f"{summary['config']['dataset']}, {summary['settings']['epochs']} epochs, "
-        f"{seeds} seeds (mean ± standard deviation)",
+        title=(
+            f"{summary['config']['dataset']}, {summary['settings']['epochs']} epochs, "
+            f"{_seeds(seeds)} (mean ± standard deviation)"
+        ),
     )
     for row in summary["methods"]:
         reached = row["epochs_to_bp_best"]
@@ -192,11 +193,13 @@ def print_table(summary: dict, out: Path) -> None:
             f"{row['optimizer_state_bytes']:,} B",
         )
     console = Console()
+    if not console.is_terminal:  # a log has room for the whole table
+        console = Console(width=120)
     console.print(table)
     console.print(f"Written: {out / 'summary.json'} and {out / 'curves.png'}")
 
 
-def plot(trainers: Sequence[Trainer], path: Path, title: str) -> None:
+def plot(summary: dict, path: Path) -> None:
     """Draws test accuracy and training loss against the epoch, mean and std band."""
     import matplotlib
 
@@ -204,20 +207,24 @@ def plot(trainers: Sequence[Trainer], path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for trainer in trainers:
-        epochs = [record.epoch for record in trainer.records]
-        losses = np.array([record.train_loss for record in trainer.records])
-        for axes, values in ((left, 100 * _accuracies(trainer)), (right, losses)):
-            style = {"markersize": 4, "linewidth": 1.6, **_STYLES[trainer.name]}
+    for row in summary["methods"]:
+        epochs = [epoch["epoch"] for epoch in row["epochs"]]
+        style = {"markersize": 4, "linewidth": 1.6, **_STYLES[row["name"]]}
+        for axes, key, scale in (
+            (left, "test_accuracy", 100),
+            (right, "train_loss", 1),
+        ):
+            values = scale * np.array([epoch[key] for epoch in row["epochs"]])
             mean, std = values.mean(1), _std(values, axis=1)
-            axes.plot(epochs, mean, label=trainer.name, **style)
+            axes.plot(epochs, mean, label=row["name"], **style)
             axes.fill_between(
                 epochs, mean - std, mean + std, color=style["color"], alpha=0.12, lw=0
             )
-    left.set(ylabel="test accuracy (%)", title=title)
+    left.set(ylabel="test accuracy (%)", title=summary["config"]["dataset"])
     right.set(ylabel="training loss (nats)", yscale="log")
     for axes in (left, right):
         axes.set(xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -245,6 +252,10 @@ def _first(curve: np.ndarray, level: float | None) -> int | None:
     """The first epoch (from 1) at which the curve reaches a level."""
     reached = np.flatnonzero(curve >= level) if level is not None else []
     return int(reached[0]) + 1 if len(reached) else None
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _percent(row: dict, name: str) -> str:

@@ -60,7 +60,9 @@ class Trainer:
         self.records: list[Record] = []
         tx = method.optimizer(settings.learning_rates[method.name], settings)
         update = method.rule(task.network, task.output, tx, settings)
-        example = jax.eval_shape(task.prepare, *jax.tree.map(lambda x: x[:1], task.train))
+        example = jax.eval_shape(
+            task.prepare, *jax.tree.map(lambda x: x[:1], task.train)
+        )
         inputs = jnp.zeros(example[0].shape, example[0].dtype)
 
         def init(key):
@@ -93,14 +95,19 @@ class Trainer:
 
 
 def _compile(function: Callable, state: Any, data: Any, **options) -> Callable:
-    """Compiles `function(state, data)` over a leading axis of seeds."""
-    mapped = jax.jit(jax.vmap(function, in_axes=(0, None)), **options)
-    return mapped.lower(state, data).compile()
+    """Compiles `function(state, data)` over a leading axis of seeds of the state."""
+
+    def one(state, data):
+        result = function(jax.tree.map(lambda x: x[0], state), data)
+        return jax.tree.map(lambda x: x[None], result)
+
+    seeds = len(jax.tree.leaves(state)[0])
+    # XLA transposes every weight gradient of a batched product over one network.
+    mapped = one if seeds == 1 else jax.vmap(function, in_axes=(0, None))
+    return jax.jit(mapped, **options).lower(state, data).compile()
 
 
-def train(
-    trainers: list[Trainer], epochs: int
-) -> Iterator[tuple[Trainer, Record]]:
+def train(trainers: list[Trainer], epochs: int) -> Iterator[tuple[Trainer, Record]]:
     """Trains all methods for some epochs in turn, yielding every epoch.
 
     Methods take turns, so that their times are of the same minutes of the machine.

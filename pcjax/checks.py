@@ -5,10 +5,9 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from pcjax.networks import Network, Params
+from pcjax.networks import Network, Params, check_float, check_inputs
 
 
 def check_non_negative(function: str, name: str, value: Any) -> None:
@@ -20,16 +19,6 @@ def check_non_negative(function: str, name: str, value: Any) -> None:
         raise ValueError(f"{function}: {name} must be >= 0, got {value}.")
 
 
-def check_float(function: str, name: str, array: jax.Array) -> None:
-    """Refuses arrays that do not hold real floating-point numbers."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{function}: {name} must be floats, got {array.dtype} of shape "
-            f"{array.shape}. Scale images to floats first, and turn class labels into "
-            "targets with jax.nn.one_hot."
-        )
-
-
 def check_batch(
     function: str,
     network: Network,
@@ -38,12 +27,12 @@ def check_batch(
     targets: jax.Array,
 ) -> None:
     """Refuses a batch or parameters that do not belong to the network."""
-    check_float(function, "inputs", inputs)
+    check_inputs(function, network, inputs)
     check_float(function, "targets", targets)
-    if inputs.ndim < 2 or inputs.shape[0] == 0:
+    if inputs.shape[0] == 0:
         raise ValueError(
-            f"{function}: inputs must be a batch [B, ...] of at least one example, got "
-            f"shape {inputs.shape}."
+            f"{function}: inputs must hold at least one example, got shape "
+            f"{inputs.shape}."
         )
     expected = _expected_params(network, inputs.shape, inputs.dtype)
     check_params(function, expected, params)

@@ -4,14 +4,14 @@ Plain maths: whatever the inference and learning kernels compute is a derivative
 of `free_energy`, and the tests hold them to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pcjax.checks import check_non_negative
-from pcjax.networks import Network, Params
+from pcjax.networks import Network, Params, check_float, check_inputs, explain
 from pcjax.outputs import Output, identity
 
 # A number, one value per layer, [layers, B], or a function
@@ -40,7 +40,8 @@ def prediction_errors(
       `(e_1, ..., e_L)`, each shaped like its activity.
 
     Raises:
-      ValueError: if the activities do not fit the network.
+      TypeError: if the activities are not floats.
+      ValueError: if they do not fit the network.
     """
     predictions = _predict(network, params, activities, "prediction_errors")
     return errors_of(activities, predictions, output)
@@ -84,8 +85,9 @@ def free_energy(
       [B], in nats for the softmax and sigmoid outputs.
 
     Raises:
-      ValueError: if the activities do not fit the network, or weights are
-        negative or of a wrong number.
+      TypeError: if the activities are not floats.
+      ValueError: if they do not fit the network, or weights are of a
+        wrong number or negative (those of a function may be: see `theorem1`).
     """
     layers = free_energy_per_layer(
         network, params, activities, output=output, gamma=gamma, decay=decay
@@ -153,20 +155,22 @@ def error_weights(
 ) -> list[jax.Array | float]:
     """`[gamma_1, ..., gamma_L]`, each a number or [B]."""
     count = len(errors)
-    if callable(gamma):
+    signed = callable(gamma)
+    if signed:
         gamma = gamma(activities, errors)
     if _is_scalar(gamma) or len(gamma) == count - 1:
-        return [*_per_layer("gamma", gamma, count - 1, activities), 1.0]
-    return _per_layer("gamma", gamma, count, activities)
+        return [*_per_layer("gamma", gamma, count - 1, activities, signed), 1.0]
+    return _per_layer("gamma", gamma, count, activities, signed)
 
 
 def decay_weights(
     decay: Weights, activities: Activities, errors: Errors
 ) -> list[jax.Array | float]:
     """`[decay_1, ..., decay_{L-1}]`, each a number or [B]."""
-    if callable(decay):
+    signed = callable(decay)
+    if signed:
         decay = decay(activities, errors)
-    return _per_layer("decay", decay, len(errors) - 1, activities)
+    return _per_layer("decay", decay, len(errors) - 1, activities, signed)
 
 
 def weigh(weight: jax.Array | float, values: jax.Array) -> jax.Array:
@@ -196,11 +200,11 @@ def _is_scalar(value: Weights) -> bool:
 
 
 def _per_layer(
-    name: str, value: Weights, count: int, activities: Activities
+    name: str, value: Weights, count: int, activities: Activities, signed: bool
 ) -> list[jax.Array | float]:
-    """One weight per layer, each a number or [B]."""
+    """One weight per layer, each a number or [B]; negative only if `signed`."""
     check = value if isinstance(value, list | tuple) else [value]
-    for entry in check:
+    for entry in () if signed else check:
         check_non_negative("free_energy", name, entry)
     if _is_scalar(value):
         return [value] * count
@@ -228,9 +232,13 @@ def _predict(
             f"{function}: a network of {count} layers has {count + 1} activities and "
             f"{count} params, got {len(activities)} and {len(params)}."
         )
+    check_inputs(function, network, activities[0])
+    for index, activity in enumerate(activities[1:], start=1):
+        check_float(function, f"activities[{index}]", activity)
     predictions = []
     for index, layer in enumerate(network.layers):
-        prediction = layer.apply(params[index], activities[index])
+        below = activities[index]
+        prediction = explain(index, below, layer.apply, params[index], below)
         above = activities[index + 1]
         if prediction.shape != above.shape:
             raise ValueError(

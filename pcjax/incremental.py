@@ -6,7 +6,7 @@ import optax
 
 from pcjax.checks import check_batch
 from pcjax.energy import Weights
-from pcjax.inference import (
+from pcjax.kernel import (
     Method,
     Problem,
     energy_gradient,
@@ -16,6 +16,7 @@ from pcjax.inference import (
 from pcjax.learning import Info, Update, pulled_gradients
 from pcjax.networks import Network
 from pcjax.outputs import Clamp, Output, full_clamp, identity
+
 
 def incremental(
     network: Network,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pcjax.checks import check_batch
 from pcjax.energy import Activities, Weights, error_weights, free_energy, weigh
-from pcjax.inference import (
+from pcjax.kernel import (
     InferenceState,
     Method,
     Problem,
@@ -59,7 +59,9 @@ def local_gradients(
     output: Output = identity,
     gamma: Weights = 1.0,
 ) -> tuple[Params, ...]:
-    """The gradient of the free energy w.r.t. the weights, activities held fixed (eq. 4).
+    """The gradient of the free energy with respect to the weights (eq. 4).
+
+    The activities are held fixed.
 
     Args:
       network: a chain of L layers.
@@ -100,7 +102,8 @@ def value_and_grad(
     >>> import optax, pcjax
     >>> network = pcjax.mlp([3, 4, 2])
     >>> params = network.init(jax.random.key(0), jnp.ones((1, 3)))
-    >>> grad_fn = value_and_grad(network, pcjax.sequential(3, 0.05), output=pcjax.softmax)
+    >>> method = pcjax.sequential(3, 0.05)
+    >>> grad_fn = value_and_grad(network, method, output=pcjax.softmax)
     >>> (energy, info), grads = grad_fn(params, jnp.ones((5, 3)), jnp.ones((5, 2)) / 2)
     >>> energy.shape, info.loss.shape
     ((), (5,))
@@ -127,13 +130,12 @@ def value_and_grad(
     def grad_fn(params, inputs, targets):
         check_batch("value_and_grad", network, params, inputs, targets)
         inference, pullbacks = run(problem, method, params, inputs, targets, trace)
-        state = inference.state
+        state, output_error = inference.state, None
         if learning_clamp is not None:
             logits, below = state.predictions[-1], state.activities[-2]
             learned = learning_clamp(targets, output.link(logits), below)
-            error = output.error(logits, learned)
-            state = state._replace(errors=(*state.errors[:-1], error))
-        energy = state_energy(problem, inference.state)
+            output_error = output.error(logits, learned)
+        energy = state_energy(problem, state)
         logits = inference.initial.predictions[-1]
         info = Info(
             loss=output.loss(logits, targets),
@@ -142,22 +144,29 @@ def value_and_grad(
             energy=energy,
             trace=inference.trace,
         )
-        grads = pulled_gradients(problem, state, pullbacks)
+        grads = pulled_gradients(problem, state, pullbacks, output_error)
         return (jnp.mean(energy), info), grads
 
     return grad_fn
 
 
 def pulled_gradients(
-    problem: Problem, state: InferenceState, pullbacks: Sequence[Pullback]
+    problem: Problem,
+    state: InferenceState,
+    pullbacks: Sequence[Pullback],
+    output_error: jax.Array | None = None,
 ) -> tuple[Params, ...]:
     """`-mean_b gamma_{l+1} (dp_{l+1}/dtheta_l)^T e_{l+1}` for every layer.
 
-    `pullbacks[l]` is that of `p_{l+1}` with respect to `theta_l`.
+    `pullbacks[l]` is that of `p_{l+1}` with respect to `theta_l`; `output_error`
+    takes the place of `e_L` without touching the gammas.
     """
     gammas = error_weights(problem.gamma, state.activities, state.errors)
+    errors = state.errors
+    if output_error is not None:
+        errors = (*errors[:-1], output_error)
     grads = []
-    for pull, gamma, error in zip(pullbacks, gammas, state.errors, strict=True):
+    for pull, gamma, error in zip(pullbacks, gammas, errors, strict=True):
         (grad,) = pull(weigh(gamma, error) * (-1 / error.shape[0]))
         grads.append(grad)
     return tuple(grads)

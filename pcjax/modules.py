@@ -15,7 +15,8 @@ def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:
     """Makes a layer of a stateless linen module.
 
     >>> layer = from_linen(nn.Dense(2))
-    >>> jax.tree.map(jax.numpy.shape, layer.init(jax.random.key(0), jax.numpy.ones((1, 3))))
+    >>> params = layer.init(jax.random.key(0), jax.numpy.ones((1, 3)))
+    >>> jax.tree.map(jax.numpy.shape, params)
     {'bias': (2,), 'kernel': (3, 2)}
 
     Args:
@@ -62,7 +63,8 @@ def from_nnx(
     """Makes a layer of a stateless nnx module, through `nnx.split`.
 
     >>> layer = from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
-    >>> jax.tree.map(jax.numpy.shape, layer.init(jax.random.key(0), jax.numpy.ones((1, 3))))
+    >>> params = layer.init(jax.random.key(0), jax.numpy.ones((1, 3)))
+    >>> jax.tree.map(jax.numpy.shape, params)
     {'bias': (2,), 'kernel': (3, 2)}
 
     Args:

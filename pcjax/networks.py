@@ -7,6 +7,7 @@ differentiable map that treats the examples of a batch separately will do: the
 layers built here, a flax module, a residual block, a user's own function.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -63,16 +64,19 @@ class Network(NamedTuple):
           A tuple of L pytrees.
 
         Raises:
-          ValueError: if a layer does not accept what the one below predicts.
+          TypeError: if the inputs are not floats.
+          ValueError: if there are no layers or no batch, or a layer does not accept
+            what the one below predicts.
         """
         params: list[Params] = []
         shape = jax.eval_shape(lambda x: x, inputs)
+        check_inputs("network.init", self, shape)
         for index, layer in enumerate(self.layers):
             layer_key = jax.random.fold_in(key, index)
             # Layers may look at shapes only, so zeros stand for the activity.
             activity = jnp.zeros(shape.shape, shape.dtype)
-            layer_params = _explain(index, activity, layer.init, layer_key, activity)
-            shape = _explain(
+            layer_params = explain(index, activity, layer.init, layer_key, activity)
+            shape = explain(
                 index, activity, jax.eval_shape, layer.apply, layer_params, activity
             )
             params.append(layer_params)
@@ -97,9 +101,11 @@ def feedforward(
       `(p_1, ..., p_L)`, the last one being the output logits.
 
     Raises:
+      TypeError: if the inputs are not floats.
       ValueError: if the parameters are of another network, or a layer does not
         accept what the one below predicts.
     """
+    check_inputs("feedforward", network, inputs)
     if len(params) != len(network.layers):
         raise ValueError(
             f"feedforward: the network has {len(network.layers)} layers, but params "
@@ -109,12 +115,33 @@ def feedforward(
     for index, (layer, layer_params) in enumerate(
         zip(network.layers, params, strict=True)
     ):
-        inputs = _explain(index, inputs, layer.apply, layer_params, inputs)
+        inputs = explain(index, inputs, layer.apply, layer_params, inputs)
         predictions.append(inputs)
     return tuple(predictions)
 
 
-def _explain(index: int, activity: jax.Array, function: Callable, *args) -> Any:
+def check_inputs(function: str, network: Network, inputs: jax.Array) -> None:
+    """Refuses a network of no layers and inputs that are no batch of floats."""
+    if not network.layers:
+        raise ValueError(f"{function}: a network has at least one layer, got none.")
+    check_float(function, "inputs", inputs)
+    if len(inputs.shape) < 2:
+        raise ValueError(
+            f"{function}: inputs must be a batch [B, ...], got shape {inputs.shape}."
+        )
+
+
+def check_float(function: str, name: str, array: jax.Array) -> None:
+    """Refuses arrays that do not hold real floating-point numbers."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: {name} must be floats, got {array.dtype} of shape "
+            f"{array.shape}. Scale images to floats first, and turn class labels into "
+            "targets with jax.nn.one_hot."
+        )
+
+
+def explain(index: int, activity: jax.Array, function: Callable, *args) -> Any:
     """Calls `function`; a failure names the layer and the shape it was given."""
     try:
         return function(*args)
@@ -198,6 +225,13 @@ def conv(
             raise ValueError(
                 f"conv expects images [B, H, W, C], but was given {inputs.shape}."
             )
+        if any(
+            size < filter_size
+            for size, filter_size in zip(inputs.shape[1:3], kernel_size, strict=True)
+        ):
+            raise ValueError(
+                f"conv: filters of {kernel_size} do not fit into images {inputs.shape}."
+            )
         channels = inputs.shape[-1]
         fan_in = math.prod(kernel_size) * channels
         kernel_key, bias_key = jax.random.split(key)
@@ -242,9 +276,7 @@ def mlp(sizes: Sequence[int], activation: Activation = jax.nn.relu) -> Network:
     return Network(
         tuple(
             dense(size, activation if index else linear, in_features=below)
-            for index, (below, size) in enumerate(
-                zip(sizes[:-1], sizes[1:], strict=True)
-            )
+            for index, (below, size) in enumerate(itertools.pairwise(sizes))
         )
     )
 

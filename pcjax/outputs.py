@@ -92,9 +92,7 @@ def soft_clamp(gamma: Any) -> Clamp:
     """
     check_non_negative("soft_clamp", "gamma", gamma)
 
-    def clamp(
-        targets: jax.Array, outputs: jax.Array, activity: jax.Array
-    ) -> jax.Array:
+    def clamp(targets: jax.Array, outputs: jax.Array, activity: jax.Array) -> jax.Array:
         del activity
         weight = jnp.asarray(gamma, outputs.dtype)
         return (targets + weight * outputs) / (1 + weight)

@@ -1,5 +1,7 @@
 """The compiled training iteration holds the products of SPEC's formula, no more."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,7 +42,7 @@ def test_sequential_inference_has_2L_plus_2T_L_minus_1_products(num_steps):
     layers = len(SIZES) - 1
     counts = _products(pcjax.sequential(num_steps, 0.05))
     assert counts.dots == 2 * layers + 2 * num_steps * (layers - 1)
-    first, *others = (a * b for a, b in zip(SIZES[:-1], SIZES[1:], strict=True))
+    first, *others = (a * b for a, b in itertools.pairwise(SIZES))
     # Two products touch the first matrix, 2 + 2T each of the others.
     products = 2 * first + (2 + 2 * num_steps) * sum(others)
     assert counts.flops == 2 * 16 * products

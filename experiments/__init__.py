@@ -1,0 +1,1 @@
+"""What pcjax is for: one module per figure or table, run as `python -m experiments.X`."""

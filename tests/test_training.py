@@ -1,0 +1,231 @@
+"""Epochs, evaluation and data on the device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from pcjax import training
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (50, 3, 2, 1), dtype=np.uint8)
+LABELS = RANDOM.integers(0, 4, 50)
+NETWORK = pcjax.mlp([6, 8, 4])
+BATCH = 8
+
+
+def _grad_fn(step_size=0.1):
+    method = pcjax.sequential(2, step_size)
+    return pcjax.value_and_grad(NETWORK, method, output=pcjax.softmax)
+
+
+def _state(tx, seed=0):
+    return training.init_state(
+        NETWORK, tx, jax.random.key(seed), jnp.ones((1, 3, 2, 1))
+    )
+
+
+def _epoch(tx, grad_fn=None):
+    update = training.make_update(grad_fn or _grad_fn(), tx)
+    return training.make_epoch(update, training.classification(4), BATCH)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return training.device_data(IMAGES, LABELS, 4)
+
+
+def _assert_trees_close(left, right, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), left, right
+    )
+
+
+def test_epoch_is_its_steps_over_a_permutation_of_the_data(data):
+    tx = optax.adam(1e-2)
+    state = _state(tx)
+    trained, metrics = jax.jit(_epoch(tx))(state, data)
+    # Find the batches from the losses: an epoch's order is a permutation of the data.
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(state.key, 0), 50))
+    params, opt_state = state.params, state.opt_state
+    losses = []
+    for index in order[:48].reshape(6, BATCH):
+        inputs = IMAGES[index].astype(np.float32) / 255
+        targets = np.eye(4, dtype=np.float32)[LABELS[index]]
+        (energy, info), grads = _grad_fn()(params, inputs, targets)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append((float(energy), float(info.loss.mean())))
+    _assert_trees_close(trained.params, params, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.stack(metrics, 1), losses, rtol=1e-5)
+    assert trained.epoch == 1
+
+
+def test_every_epoch_sees_every_example_once_in_a_new_order(data):
+    seen = []
+
+    def update(params, opt_state, inputs, targets):
+        info = pcjax.Info(*[jnp.zeros(())] * 4)
+        return params, opt_state, (jnp.sum(inputs, axis=(1, 2, 3)), info)
+
+    epoch = jax.jit(training.make_epoch(update, training.classification(4), 10))
+    state = _state(optax.sgd(0.1))
+    for _ in range(2):
+        state, metrics = epoch(state, data)
+        seen.append(np.ravel(metrics.energy))
+    sums = np.sum(IMAGES.reshape(50, -1) / 255, axis=1)
+    for sample in seen:
+        np.testing.assert_allclose(np.sort(sample), np.sort(sums), rtol=1e-5)
+    assert not np.allclose(*seen)
+    assert not np.allclose(seen[0], sums)
+
+
+def test_same_seed_same_bits(data):
+    epoch = jax.jit(_epoch(pcjax.mq(1e-3)), donate_argnums=0)
+    runs = []
+    for _ in range(2):
+        state = _state(pcjax.mq(1e-3))
+        for _ in range(3):
+            state, _ = epoch(state, data)
+        runs.append(jax.tree.leaves((state.params, state.opt_state)))
+    for left, right in zip(*runs, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert epoch._cache_size() == 1
+
+
+def test_seeds_and_rates_side_by_side_equal_one_by_one(data):
+    rates, steps = jnp.array([0.05, 0.2]), jnp.array([0.02, 0.1])
+
+    def train(key, rate, step_size):
+        tx = optax.sgd(rate)
+        state = training.init_state(NETWORK, tx, key, jnp.ones((1, 6)))
+        state, metrics = _epoch(tx, _grad_fn(step_size))(state, data)
+        return state.params, metrics
+
+    keys = jax.random.split(jax.random.key(1), 2)
+    together = jax.jit(jax.vmap(train))(keys, rates, steps)
+    for index in range(2):
+        alone = jax.jit(train)(keys[index], rates[index], steps[index])
+        mine = jax.tree.map(lambda x, index=index: x[index], together)
+        _assert_trees_close(mine, alone, rtol=1e-4, atol=1e-6)
+    first = jax.tree.leaves(together[0])[0]
+    assert not np.allclose(first[0], first[1])
+
+
+def test_the_state_is_donated(data):
+    tx = optax.sgd(0.1)
+    state = _state(tx)
+    jax.jit(_epoch(tx), donate_argnums=0)(state, data)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_an_epoch_lowers_the_loss_of_a_separable_task():
+    images = np.repeat(np.eye(4, dtype=np.uint8) * 255, 16, axis=0)
+    data = training.device_data(images, np.repeat(np.arange(4), 16), 4)
+    network = pcjax.mlp([4, 16, 4])
+    tx = optax.sgd(1.0)
+    grad_fn = pcjax.value_and_grad(
+        network, pcjax.sequential(3, 0.1), output=pcjax.softmax
+    )
+    state = training.init_state(network, tx, jax.random.key(0), jnp.ones((1, 4)))
+    epoch = jax.jit(
+        training.make_epoch(
+            training.make_update(grad_fn, tx), training.classification(4), 8
+        )
+    )
+    for _ in range(40):
+        state, metrics = epoch(state, data)
+    evaluate = training.make_evaluation(
+        network,
+        training.classification(4),
+        training.classification_measures(pcjax.softmax),
+    )
+    assert evaluate(state.params, data).top1 == 1
+    assert metrics.loss.mean() < 0.1 * np.log(4)
+
+
+@pytest.mark.parametrize("batch_size", [7, 50, 1000])
+def test_evaluation_is_the_mean_over_all_examples(data, batch_size):
+    params = _state(optax.sgd(0.1)).params
+    evaluate = training.make_evaluation(
+        NETWORK,
+        training.classification(4),
+        training.classification_measures(pcjax.softmax),
+        batch_size,
+    )
+    result = evaluate(params, data)
+    logits = np.asarray(NETWORK.apply(params, jnp.asarray(IMAGES / 255.0, jnp.float32)))
+    shifted = logits - logits.max(1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    np.testing.assert_allclose(result.loss, -logs[np.arange(50), LABELS].mean(), 1e-5)
+    assert result.top1 == pytest.approx((logits.argmax(1) == LABELS).mean(), rel=1e-6)
+    assert result.top5 == 1  # of four classes
+
+
+def test_top5_ties_and_non_finite_logits():
+    logits = jnp.array([[0.0, 1, 2, 3, 4, 5, 6], [1] * 7, [jnp.nan] * 7])
+    measure = training.classification_measures(pcjax.softmax)
+    for label, (top1, top5) in {
+        6: ([1, 0, 0], [1, 0, 0]),
+        1: ([0, 0, 0], [0, 1, 0]),
+        0: ([0, 1, 0], [0, 1, 0]),
+        2: ([0, 0, 0], [1, 1, 0]),
+    }.items():
+        labels = jnp.full(3, label)
+        found = measure(logits, jax.nn.one_hot(labels, 7), labels)
+        np.testing.assert_array_equal(found.top1, top1)
+        np.testing.assert_array_equal(found.top5, top5)
+
+
+def test_inputs_and_targets():
+    images = jnp.array([[[0, 51]], [[255, 102]]], jnp.uint8)
+    inputs, targets = training.classification(3, low=-1, high=1)(
+        images, jnp.array([2, 0])
+    )
+    np.testing.assert_allclose(inputs[:, 0], [[-1, -0.6], [1, -0.2]], atol=1e-6)
+    np.testing.assert_array_equal(targets, [[0, 0, 1], [1, 0, 0]])
+    inputs, targets = training.reconstruction()(images, jnp.array([2, 0]))
+    expected = 0.99 * np.array([[0, 0.2], [1, 0.4]]) + 0.005
+    np.testing.assert_allclose(inputs, expected, rtol=1e-6)
+    np.testing.assert_array_equal(inputs, targets)
+
+
+def test_reconstruction_is_measured_per_pixel():
+    logits = jnp.array([[0.0, 0.0], [2.0, -1.0]])
+    targets = jnp.array([[0.5, 0.2], [1.0, 0.0]])
+    loss = training.reconstruction_measures(pcjax.sigmoid)(logits, targets, None)
+    p = 1 / (1 + np.exp(-np.asarray(logits)))
+    t = np.asarray(targets)
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "message"),
+    [
+        (IMAGES / 255, LABELS, TypeError, "expected uint8 images.*float64 and int64"),
+        (IMAGES, LABELS * 1.0, TypeError, "integer labels, got uint8 and float64"),
+        (IMAGES, LABELS[:9], ValueError, r"\(50, 3, 2, 1\) and labels of shape \(9,\)"),
+        (IMAGES[:0], LABELS[:0], ValueError, "at least one image"),
+        (IMAGES, LABELS + 1, ValueError, r"labels must lie in \[0, 4\), got .* 1 to 4"),
+        (
+            IMAGES,
+            LABELS - 1,
+            ValueError,
+            r"labels must lie in \[0, 4\), got .* -1 to 2",
+        ),
+    ],
+)
+def test_bad_data(images, labels, error, message):
+    with pytest.raises(error, match=message):
+        training.device_data(images, labels, 4)
+
+
+@pytest.mark.parametrize("batch_size", [0, 51])
+def test_bad_batch_size(data, batch_size):
+    update = training.make_update(_grad_fn(), optax.sgd(0.1))
+    epoch = training.make_epoch(update, training.classification(4), batch_size)
+    with pytest.raises(ValueError, match=f"50 examples hold no batch of {batch_size}"):
+        epoch(_state(optax.sgd(0.1)), data)
