@@ -48,7 +48,7 @@ def count(compiled: jax.stages.Compiled) -> Counts:
       ValueError: if the program holds a loop of unknown length, or a custom call
         that may hide a product.
     """
-    computations, entry = _parse(compiled.as_text())
+    computations, entry = _parse(compiled.as_text() or "")
     known: dict[str, Counts] = {}
 
     def total(name: str) -> Counts:

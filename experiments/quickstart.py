@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
 import tyro
 
-import pcjax
 from experiments import data, report, runner
 from experiments.methods import METHODS, SETTINGS
-from pcjax import training
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,7 @@ def main(config: Config) -> None:
         raise SystemExit(str(error)) from error
     settings = SETTINGS[config.dataset]
     settings = dataclasses.replace(settings, epochs=config.epochs or settings.epochs)
-    pixels = int(np.prod(images.train.images.shape[1:]))
-    task = runner.Task(
-        network=pcjax.mlp([pixels, *settings.hidden, images.num_classes]),
-        output=pcjax.softmax,
-        prepare=training.classification(images.num_classes),
-        measure=training.classification_measures(pcjax.softmax),
-        train=training.device_data(*images.train, images.num_classes),
-        test=training.device_data(*images.test, images.num_classes),
-    )
+    task = runner.mlp_task(images, settings)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     with report.Live(config.methods, settings.epochs) as live:
         trainers = []

@@ -30,7 +30,7 @@ from experiments.runner import Record, Trainer
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the backprop runs
 # are dashed and the marker tells the optimizer.
-_STYLES = {
+STYLES = {
     "BP": {"color": "#000000", "linestyle": "--"},
     "BP-Adam": {"color": "#000000", "linestyle": ":"},
     "IL": {"color": "#56B4E9"},
@@ -117,14 +117,7 @@ def summarise(trainers: Sequence[Trainer], config: Any, settings: Any) -> dict:
     """
     curves = {t.name: _accuracies(t) for t in trainers}
     to_beat = curves["BP"].mean(1).max() if "BP" in curves else None
-    return {
-        "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
-        "config": _plain(config),
-        "settings": _plain(settings),
-        "versions": {"pcjax": pcjax.__version__, "jax": jax.__version__},
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "machine": platform.machine(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    return provenance(config, settings) | {
         "methods": [
             {
                 "name": trainer.name,
@@ -151,6 +144,19 @@ def summarise(trainers: Sequence[Trainer], config: Any, settings: Any) -> dict:
             }
             for trainer in trainers
         ],
+    }
+
+
+def provenance(config: Any, settings: Any) -> dict:
+    """How a result came about: command, settings, versions, device and time."""
+    return {
+        "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "config": _plain(config),
+        "settings": _plain(settings),
+        "versions": {"pcjax": pcjax.__version__, "jax": jax.__version__},
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
+        "machine": platform.machine(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
@@ -209,7 +215,7 @@ def plot(summary: dict, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for row in summary["methods"]:
         epochs = [epoch["epoch"] for epoch in row["epochs"]]
-        style = {"markersize": 4, "linewidth": 1.6, **_STYLES[row["name"]]}
+        style = {"markersize": 4, "linewidth": 1.6, **STYLES[row["name"]]}
         for axes, key, scale in (
             (left, "test_accuracy", 100),
             (right, "train_loss", 1),
@@ -250,8 +256,9 @@ def _mean_std(name: str, values: np.ndarray) -> dict[str, float]:
 
 def _first(curve: np.ndarray, level: float | None) -> int | None:
     """The first epoch (from 1) at which the curve reaches a level."""
-    reached = np.flatnonzero(curve >= level) if level is not None else []
-    return int(reached[0]) + 1 if len(reached) else None
+    if level is None or curve.max() < level:
+        return None
+    return int(np.argmax(curve >= level)) + 1
 
 
 def _seeds(count: int) -> str:

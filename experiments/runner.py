@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pcjax
+from experiments.data import Dataset
 from experiments.methods import Method, Settings
 from pcjax import training
 
@@ -22,6 +23,20 @@ class Task(NamedTuple):
     measure: training.Measure
     train: training.Data
     test: training.Data
+
+
+def mlp_task(images: Dataset, settings: Settings) -> Task:
+    """Classification of a data set by a fully connected net."""
+    classes = images.num_classes
+    pixels = images.train.images[0].size
+    return Task(
+        network=pcjax.mlp([pixels, *settings.hidden, classes]),
+        output=pcjax.softmax,
+        prepare=training.classification(classes),
+        measure=training.classification_measures(pcjax.softmax),
+        train=training.device_data(*images.train, classes),
+        test=training.device_data(*images.test, classes),
+    )
 
 
 class Record(NamedTuple):

@@ -112,7 +112,7 @@ def run(
     count = len(upper)  # hidden layers
 
     first, pull_first = _linearize_params(*bottom, inputs)
-    forward = [(first, None)]
+    forward: list[tuple[jax.Array, Any]] = [(first, None)]
     for layer, theta in upper:
         forward.append(jax.vjp(partial(layer.apply, theta), forward[-1][0]))
     start = tuple(prediction for prediction, _ in forward[:-1])

@@ -46,12 +46,13 @@ def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:
 
     def apply(params: Params, inputs: jax.Array) -> jax.Array:
         try:
-            return module.apply({"params": params}, inputs)
+            outputs: Any = module.apply({"params": params}, inputs)
         except flax.errors.InvalidRngError as error:
             raise ValueError(
                 f"from_linen: {name} asks for random keys when applied (dropout?), but "
                 f"a layer must be deterministic: {error}"
             ) from error
+        return outputs
 
     return Layer(init, apply, activation)
 
@@ -93,7 +94,8 @@ def from_nnx(
             return factory(nnx.Rngs(key))
 
     abstract = nnx.eval_shape(build, jax.random.key(0))
-    graph, template, others = nnx.split(abstract, nnx.Param, ...)
+    parts: Any = nnx.split(abstract, nnx.Param, ...)
+    graph, template, others = parts
     kinds = {type(leaf).__name__ for leaf in jax.tree.leaves(others, is_leaf=_variable)}
     if kinds:
         raise ValueError(

@@ -61,6 +61,9 @@ def scale_by_mq(
     gradient; this is the corrected form. The mean runs over all entries of the
     layer's weights and bias together, as if the bias were one more column of `W_l`.
 
+    Numbers may be traced, so that `jax.vmap` runs over grids of them. Under
+    `optax.inject_hyperparams` name `group_fn` in `static_args`.
+
     >>> import jax.numpy as jnp
     >>> params = ({"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)},)
     >>> tx = scale_by_mq(learning_rate=0.5, min_step=0.0, eps=1e-12)
@@ -84,9 +87,6 @@ def scale_by_mq(
         kernel goes with its bias; arrays directly in a top-level tuple or list
         are layers of their own. `jax.tree_util.keystr` would separate all leaves.
 
-    Numbers may be traced, so that `jax.vmap` runs over grids of them. In
-    `optax.inject_hyperparams` name a `group_fn` in `static_args`.
-
     Returns:
       A `GradientTransformation` with a `ScaleByMQState`. Updates have the sign and
       dtypes of the gradients. Leaves masked by `optax.masked` do not count.
@@ -106,7 +106,7 @@ def scale_by_mq(
     _check_number("min_step", min_step, ">= 0 and finite", _is_non_negative)
     _check_number("eps", eps, "> 0 and finite", lambda x: (x > 0) & (x < np.inf))
     if not callable(learning_rate):
-        _check_number(
+        _check_range(
             "learning_rate", learning_rate, ">= 0 and finite", _is_non_negative
         )
     group_fn = group_fn or _parent_path
@@ -141,16 +141,18 @@ def scale_by_mq(
         if v.shape != (len(layers),):
             raise ValueError(
                 f"scale_by_mq: gradients of {len(layers)} layers {_names(layers)}, but "
-                f"the state was made by init for shape {v.shape}; expected the "
-                "gradient of the parameters that init was given."
+                f"the state was made by init for {v.size} layers (v has shape "
+                f"{v.shape}); expected the tree that init was given."
             )
         steps = alpha(count, list(layers), v.dtype) / (v + eps) + min_step
+        steps = steps.astype(v.dtype)  # hyper-parameters may be of a wider type
         scaled = list(gradients)
         means = []
         for step, members in zip(steps, layers.values(), strict=True):
             for leaf in members:
                 gradient = gradients[leaf]
-                scaled[leaf] = (step * gradient).astype(jnp.result_type(gradient))
+                dtype = jnp.result_type(gradient)
+                scaled[leaf] = (step * gradient).astype(dtype)
             total = sum(_sum_magnitudes(gradients[leaf], v.dtype) for leaf in members)
             size = sum(np.size(gradients[leaf]) for leaf in members)
             means.append(total / max(size, 1))
@@ -179,10 +181,10 @@ def mq(
     The optimizer stands alone: it trains an ordinary flax model by backprop.
 
     >>> import flax.linen as nn
-    >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(1)])
+    >>> model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(1)])
     >>> inputs = jnp.linspace(-1, 1, 16)[:, None]
     >>> params = model.init(jax.random.key(0), inputs)
-    >>> tx = mq(learning_rate=1e-3)
+    >>> tx = mq(learning_rate=3e-3)
     >>> opt_state = tx.init(params)
     >>> def loss(params):
     ...     return jnp.mean((model.apply(params, inputs) - inputs**2) ** 2)
@@ -282,7 +284,19 @@ def _is_non_negative(x: np.ndarray) -> np.ndarray:
 def _check_number(
     name: str, value: Any, expected: str, is_valid: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """Refuses what is no number or not as `expected`; traced values pass."""
+    """Refuses what is no single number, or not as `expected`."""
+    if isinstance(value, Sequence) or np.ndim(value) > 0:
+        raise ValueError(
+            f"scale_by_mq: {name} must be a single number, got {value}; only "
+            "learning_rate may hold one value per layer."
+        )
+    _check_range(name, value, expected, is_valid)
+
+
+def _check_range(
+    name: str, value: Any, expected: str, is_valid: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Refuses entries that are no numbers or not as `expected`; traced ones pass."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         return
     array = np.asarray(value)

@@ -221,18 +221,21 @@ def make_epoch(
     """
 
     def epoch(state, data):
-        count = len(data.images) // batch_size
-        if batch_size < 1 or count < 1:
+        if not 1 <= batch_size <= len(data.images):
             raise ValueError(
                 f"epoch: {len(data.images)} examples hold no batch of {batch_size}."
             )
+        count = len(data.images) // batch_size
         key = jax.random.fold_in(state.key, state.epoch)
         order = jax.random.permutation(key, len(data.images))
 
         def iterate(carry, index):
+            params, opt_state = carry
             inputs, targets = prepare(*_rows(data, index))
-            *carry, (energy, info) = update(*carry, inputs, targets)
-            return tuple(carry), EpochMetrics(energy, jnp.mean(info.loss))
+            params, opt_state, (energy, info) = update(
+                params, opt_state, inputs, targets
+            )
+            return (params, opt_state), EpochMetrics(energy, jnp.mean(info.loss))
 
         (params, opt_state), metrics = jax.lax.scan(
             iterate,

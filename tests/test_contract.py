@@ -115,7 +115,6 @@ def test_vmap_over_seeds_and_step_sizes_equals_a_loop(x64, name):
     cases = [dense_case(seed) for seed in (1, 2)]
     step_sizes = jnp.array([0.05, 0.3])
 
-    @problems.quick_jit
     def run(params, eps):
         update = METHODS[name](cases[0].network, eps, tx)
         return update(params, tx.init(params), cases[0].inputs, cases[0].targets)
@@ -124,6 +123,7 @@ def test_vmap_over_seeds_and_step_sizes_equals_a_loop(x64, name):
         lambda *leaves: jnp.stack(leaves), *(c.params for c in cases)
     )
     mapped = problems.quick_jit(jax.vmap(run))(stacked, step_sizes)
+    run = problems.quick_jit(run)
     results = [run(c.params, eps) for c, eps in zip(cases, step_sizes, strict=True)]
     for index, expected in enumerate(results):
         assert_close(jax.tree.map(lambda x, i=index: x[i], mapped), expected)

@@ -115,8 +115,8 @@ def test_mlp_is_pre_activation_and_leaves_its_input_alone(x64):
 
 def test_mlp_flattens_images_row_by_row(x64):
     case = problems.make(pcjax.mlp([24, 5]), (2, 4, 3), dtype=jnp.float64)
-    kernel, bias = _weights(case.params[0])
-    expected = np.asarray(case.inputs).reshape(5, 24) @ np.asarray(kernel) + bias
+    kernel, bias = _weights(jax.tree.map(np.asarray, case.params[0]))
+    expected = np.asarray(case.inputs).reshape(5, 24) @ kernel + bias
     problems.assert_trees_close(case.network.apply(case.params, case.inputs), expected)
 
 

@@ -50,12 +50,12 @@ def test_epoch_is_its_steps_over_a_permutation_of_the_data(data):
     # Find the batches from the losses: an epoch's order is a permutation of the data.
     order = np.asarray(jax.random.permutation(jax.random.fold_in(state.key, 0), 50))
     params, opt_state = state.params, state.opt_state
-    losses = []
+    losses, grad_fn, update = [], jax.jit(_grad_fn()), jax.jit(tx.update)
     for index in order[:48].reshape(6, BATCH):
         inputs = IMAGES[index].astype(np.float32) / 255
         targets = np.eye(4, dtype=np.float32)[LABELS[index]]
-        (energy, info), grads = _grad_fn()(params, inputs, targets)
-        updates, opt_state = tx.update(grads, opt_state, params)
+        (energy, info), grads = grad_fn(params, inputs, targets)
+        updates, opt_state = update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append((float(energy), float(info.loss.mean())))
     _assert_trees_close(trained.params, params, rtol=1e-4, atol=1e-6)
@@ -106,8 +106,9 @@ def test_seeds_and_rates_side_by_side_equal_one_by_one(data):
 
     keys = jax.random.split(jax.random.key(1), 2)
     together = jax.jit(jax.vmap(train))(keys, rates, steps)
+    one = jax.jit(train)
     for index in range(2):
-        alone = jax.jit(train)(keys[index], rates[index], steps[index])
+        alone = one(keys[index], rates[index], steps[index])
         mine = jax.tree.map(lambda x, index=index: x[index], together)
         _assert_trees_close(mine, alone, rtol=1e-4, atol=1e-6)
     first = jax.tree.leaves(together[0])[0]

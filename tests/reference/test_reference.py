@@ -362,12 +362,25 @@ def test_momentum_and_adam_under_a_constant_gradient():
 
 
 def test_adam_under_two_gradients():
-    adam = inference.Adam(0.1, beta1=0.5, beta2=0.75, eps=0.0)
+    adam = inference.Adam(0.1, beta1=0.5, beta2=0.75, eps=0.25)
     adam.start()
     h = adam.update(0, 1, np.zeros(1), np.array([4.0]))
     moved = adam.update(1, 1, h, np.array([0.0])) - h
     # m = 2 then 1, corrected by 3/4; v = 4 then 3, corrected by 7/16.
-    np.testing.assert_allclose(moved, -0.1 * (4 / 3) / np.sqrt(48 / 7), rtol=1e-14)
+    np.testing.assert_allclose(
+        moved, -0.1 * (4 / 3) / (np.sqrt(48 / 7) + 0.25), rtol=1e-14
+    )
+
+
+def test_batch_mean_and_descent_in_numbers():
+    gradients = [
+        [{"kernel": np.array([1.0, 2.0])}],
+        [{"kernel": np.array([3.0, -6.0])}],
+    ]
+    (mean,) = learning.batch_mean(gradients)
+    np.testing.assert_array_equal(mean["kernel"], [2.0, -2.0])
+    (layer,) = learning.descend([Dense({"kernel": np.ones(2)})], [mean], 0.25)
+    np.testing.assert_array_equal(layer.params["kernel"], [0.5, 1.5])
 
 
 def incremental(problem, sweep, step_sizes, rate, **kwargs):

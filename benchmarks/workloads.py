@@ -1,0 +1,154 @@
+"""The training iterations that are measured: nets, methods and their floors."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import pcjax
+from benchmarks import hlo
+from pcjax import training
+from pcjax.learning import Update
+
+
+class Workload(NamedTuple):
+    """A net with a batch of data.
+
+    Attributes:
+      network: the chain of layers.
+      output: its output.
+      inputs: [B, ...].
+      targets: [B, ...].
+      products: floating-point operations of each layer's product on the batch.
+    """
+
+    network: pcjax.Network
+    output: pcjax.Output
+    inputs: jax.Array
+    targets: jax.Array
+    products: tuple[int, ...]
+
+
+class Program(NamedTuple):
+    """A training iteration.
+
+    Attributes:
+      name: such as `SeqIL-MQ T=3`.
+      update: what is compiled.
+      tx: its optimizer.
+      floor: the floating-point operations it cannot do without.
+    """
+
+    name: str
+    update: Update
+    tx: optax.GradientTransformation
+    floor: int
+
+
+OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "SGD": lambda: optax.sgd(1e-3),
+    "MQ": lambda: pcjax.mq(1e-5),
+    "Adam": lambda: optax.adam(1e-5),
+}
+
+
+def mlp(batch_size: int = 64, width: int = 1024, depth: int = 4) -> Workload:
+    """The paper's classifier, 3072-3x1024-10 by default."""
+    sizes = [3072, *[width] * (depth - 1), 10]
+    return _workload(pcjax.mlp(sizes), pcjax.softmax, (batch_size, 3072), 10)
+
+
+def conv(batch_size: int = 64) -> Workload:
+    """The paper's convolutional net for 32x32 images."""
+    return _workload(pcjax.convnet(10), pcjax.softmax, (batch_size, 32, 32, 3), 10)
+
+
+def autoencoder(batch_size: int = 64) -> Workload:
+    """The paper's autoencoder."""
+    return _workload(pcjax.autoencoder(), pcjax.sigmoid, (batch_size, 3072), 3072)
+
+
+NETS = {"mlp": mlp, "conv": conv, "autoencoder": autoencoder}
+
+
+def _workload(network, output, shape, outputs) -> Workload:
+    key = jax.random.key(0)
+    inputs = jax.random.uniform(key, shape)
+    targets = jax.nn.one_hot(jnp.arange(shape[0]) % 10, 10) if outputs == 10 else inputs
+    products = []
+    activity = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    params = jax.eval_shape(network.init, key, activity)
+    for layer, theta in zip(network.layers, params, strict=True):
+        compiled = jax.jit(layer.apply).lower(theta, activity).compile()
+        products.append(hlo.count(compiled).flops)
+        activity = jax.eval_shape(layer.apply, theta, activity)
+    return Workload(network, output, inputs, targets, tuple(products))
+
+
+def backprop(load: Workload, optimizer: str) -> Program:
+    """Backprop: three products a layer, but no gradient of the input."""
+    tx = OPTIMIZERS[optimizer]()
+    grad_fn = pcjax.backprop.value_and_grad(load.network, output=load.output)
+    floor = 3 * sum(load.products) - load.products[0]
+    return Program(f"BP-{optimizer}", training.make_update(grad_fn, tx), tx, floor)
+
+
+def inference_learning(
+    load: Workload, kind: str, num_steps: int, optimizer: str
+) -> Program:
+    """IL (`simultaneous`) or SeqIL (`sequential`), `kind` being the function's name.
+
+    The floor is 2L + 2T(L-1) products, less those below the front of simultaneous
+    inference.
+    """
+    tx = OPTIMIZERS[optimizer]()
+    method = getattr(pcjax, kind)(num_steps, 0.05)
+    grad_fn = pcjax.value_and_grad(
+        load.network, method, output=load.output, clamp=pcjax.soft_clamp(0.01)
+    )
+    _, *upper = load.products
+    floor = 2 * sum(load.products)
+    for t in range(num_steps):
+        moving = len(upper) if kind == "sequential" else min(t + 1, len(upper))
+        floor += 2 * sum(upper[len(upper) - moving :])
+    name = {"sequential": "SeqIL", "simultaneous": "IL"}[kind]
+    update = training.make_update(grad_fn, tx)
+    return Program(f"{name}-{optimizer} T={num_steps}", update, tx, floor)
+
+
+def incremental(load: Workload, num_steps: int, optimizer: str) -> Program:
+    """iPC: T(3L-1) products, less the last move, which nothing uses."""
+    tx = OPTIMIZERS[optimizer]()
+    method = pcjax.simultaneous(num_steps, 0.05)
+    update = pcjax.incremental(
+        load.network, method, tx, output=load.output, clamp=pcjax.soft_clamp(0.01)
+    )
+    floor = num_steps * (3 * sum(load.products) - load.products[0])
+    return Program(f"iPC-{optimizer} T={num_steps}", update, tx, floor)
+
+
+def programs(load: Workload) -> list[Program]:
+    """Everything the kernel benchmark compares; backprop with SGD comes first."""
+    return [
+        backprop(load, "SGD"),
+        backprop(load, "Adam"),
+        *(
+            inference_learning(load, kind, num_steps, optimizer)
+            for kind, counts in (
+                ("simultaneous", (1, 3, 15)),
+                ("sequential", (1, 3, 6)),
+            )
+            for num_steps in counts
+            for optimizer in OPTIMIZERS
+        ),
+        incremental(load, 3, "SGD"),
+        incremental(load, 3, "Adam"),
+    ]
+
+
+def start(load: Workload, program: Program) -> tuple[Any, Any]:
+    """Parameters and optimizer state to begin with."""
+    params = load.network.init(jax.random.key(0), load.inputs)
+    return params, program.tx.init(params)
