@@ -1,1 +1,1 @@
-"""What pcjax is for: one module per figure or table, run as `python -m experiments.X`."""
+"""What pcjax is for: a module per figure or table, run with `python -m experiments.X`."""

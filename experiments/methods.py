@@ -152,7 +152,7 @@ _SVHN = Settings(
     }
 )
 _DIGITS = Settings(
-    hidden=(256, 256, 256),
+    hidden=(128, 128, 128),
     batch_size=32,
     epochs=20,
     learning_rates={
