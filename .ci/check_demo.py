@@ -48,7 +48,9 @@ def main(path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(path.read_text())["methods"]}
     print(f"{path}\n{'method':<12}" + "".join(f"{key:>22}" for key in NUMBERS))
     for name, row in rows.items():
-        print(f"{name:<12}" + "".join(f"{row.get(key)!s:>22.20}" for key in NUMBERS))
+        values = (row.get(key) for key in NUMBERS)
+        cells = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in values)
+        print(f"{name:<12}" + "".join(f"{cell:>22}" for cell in cells))
     found = problems(rows)
     print("\n".join(f"FAILED {problem}" for problem in found) or "All checks passed.")
     sys.exit(bool(found))

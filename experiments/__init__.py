@@ -1,1 +1,1 @@
-"""What pcjax is for: a module per figure or table, run with `python -m experiments.X`."""
+"""One module per figure or table, run as `python -m experiments.NAME`."""

@@ -62,8 +62,8 @@ Loader = Callable[[Path | None, Path, bool], Dataset]
 
 def load(
     name: str = "digits",
-    data_dir: Path | None = None,
-    cache_dir: Path | None = None,
+    data_dir: Path | str | None = None,
+    cache_dir: Path | str | None = None,
     progress: bool = True,
 ) -> Dataset:
     """Loads a data set.
@@ -89,7 +89,8 @@ def load(
         raise ValueError(f"Unknown data set {name!r}, expected one of {names()}.")
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pcjax"
-    return _LOADERS[name](data_dir, cache_dir.expanduser(), progress)
+    source = None if data_dir is None else Path(data_dir)
+    return _LOADERS[name](source, Path(cache_dir).expanduser(), progress)
 
 
 def names() -> tuple[str, ...]:
@@ -165,11 +166,10 @@ def _load_prepared(
     # anew does not find its old one.
     key = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     cache_dir = cache_dir / f"{expected.name}-{folder.name}-{key}"
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    stats = [path.stat() for path in files]
     source = [
-        [path.name, stat.st_size, stat.st_mtime_ns]
-        for path, stat in zip(files, stats, strict=True)
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(folder.iterdir())
+        if path.is_file()
     ]
 
     def cached(split: str) -> Split:

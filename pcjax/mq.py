@@ -113,6 +113,8 @@ def scale_by_mq(
 
     def alpha(count: jax.Array, layers: Sequence[Hashable], dtype: Any) -> jax.Array:
         """The learning rates [num_layers] at iteration `count`."""
+        if not layers:  # nothing to train, or optax looking for what is per parameter
+            return jnp.zeros(0, dtype)
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
         rate = jnp.asarray(rate, dtype)
         if rate.shape not in ((), (len(layers),)):

@@ -99,7 +99,7 @@ class NnxBlock(nnx.Module):
 
 
 def network_case(name, **kwargs):
-    """One of `NETWORKS`."""
+    """A network of every kind of layer: tanh, relu, conv, residual, linen or nnx."""
     dtype = kwargs.get("dtype", jnp.float32)
     ends = (pcjax.dense(6), pcjax.dense(4, jnp.tanh))
 
@@ -121,9 +121,6 @@ def network_case(name, **kwargs):
     return around(pcjax.from_nnx(lambda rngs: NnxBlock(6, rngs, dtype)))
 
 
-NETWORKS = ["tanh", "relu", "conv", "residual", "linen", "nnx"]
-
-
 def clamped(case, hidden, output, clamp):
     """`(h_0, ..., h_L)` of the hidden activities, the output clamped."""
     below = (case.inputs, *hidden)[-1]
@@ -132,7 +129,16 @@ def clamped(case, hidden, output, clamp):
     return (case.inputs, *hidden, outputs)
 
 
-def iterate(case, kind, hidden, move, output, clamp, gamma, decay):
+def iterate(
+    case,
+    kind,
+    hidden,
+    move,
+    output=pcjax.identity,
+    clamp=pcjax.full_clamp,
+    gamma=1.0,
+    decay=0.0,
+):
     """One inference iteration by differentiating `free_energy`, layer by layer.
 
     `move(l, slope, h)` is what to add to `h_l`, whose energy gradient is `slope`.
@@ -168,19 +174,11 @@ def iterate(case, kind, hidden, move, output, clamp, gamma, decay):
     return tuple(moved[1:-1])
 
 
-def descend(
-    case,
-    kind,
-    moves,
-    output=pcjax.softmax,
-    clamp=pcjax.full_clamp,
-    gamma=1.0,
-    decay=0.0,
-):
+def descend(case, kind, moves, output=pcjax.softmax, clamp=pcjax.full_clamp, **weights):
     """The activities after one iteration for every `move` in `moves`."""
     hidden = pcjax.feedforward(case.network, case.params, case.inputs)[:-1]
     for move in moves:
-        hidden = iterate(case, kind, hidden, move, output, clamp, gamma, decay)
+        hidden = iterate(case, kind, hidden, move, output, clamp, **weights)
     return clamped(case, hidden, output, clamp)
 
 

@@ -205,6 +205,17 @@ def test_training_iteration_in_float32(config):
     check_training_iteration(config, np.float32, 1e-5, jax.jit)
 
 
+# An error needs 8 iterations to pass all hidden layers, if none moves by decay.
+DEEP = Config("deep", "identity", "simultaneous", "full", "hidden_example", "zero")
+DEEP = DEEP._replace(step_size="large")
+
+
+@pytest.mark.parametrize("num_steps", [5, 6, 8, 9, 11])
+def test_error_passes_a_deep_network(x64, num_steps):
+    config = DEEP._replace(num_steps=num_steps)
+    check_training_iteration(config, np.float64, RTOL, quick_jit)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_weight_layer_has_nothing_to_infer(x64, method):
     problem = cases.make_problem("shallow", "softmax", BATCH)
@@ -248,19 +259,26 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("net", "name"), [*(("dense", name) for name in OPTIMIZERS), ("conv", "adam")]
+    ("net", "name", "num_steps"),
+    [
+        *(("dense", name, 4) for name in OPTIMIZERS),
+        ("conv", "adam", 4),
+        ("deep", "adam", 11),
+    ],
 )
-def test_activities_moved_by_an_optimizer(x64, net, name, method):
+def test_activities_moved_by_an_optimizer(x64, net, name, num_steps, method):
     problem = cases.make_problem(net, "softmax", BATCH)
-    config = Config(net, method=method, gamma="hidden_example", decay="hidden")
+    decay = "zero" if net == "deep" else "hidden"
+    config = Config(net, method=method, gamma="hidden_example", decay=decay)
     given, oracle = settings(config, len(problem.layers))
     tx, optimizer = OPTIMIZERS[name]
-    history = over_batch.history(problem, 4, oracle, optimizer)
+    history = over_batch.history(problem, num_steps, oracle, optimizer)
     network, *batch = to_library(problem)
 
     def run(params, inputs, targets):
         return pcjax.infer(
-            *(network, given.method(4, optimizer=tx), params, inputs, targets),
+            *(network, given.method(num_steps, optimizer=tx)),
+            *(params, inputs, targets),
             output=pcjax.softmax,
             clamp=given.clamp,
             gamma=given.gamma,
@@ -307,19 +325,25 @@ def test_learning_clamp(x64, net, learning_clamp, method):
     assert_close(energy, over_batch.energies(problem, final, oracle).mean(), RTOL)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4])
+INCREMENTAL = [
+    Config("dense", "softmax", "sequential", "soft", "one", "zero", "schedule"),
+    Config("residual", "identity", "simultaneous", "full", "state", "state"),
+    Config("conv", "sigmoid", "sequential", "own", "all_example", "hidden"),
+    Config("relu", "softmax", "simultaneous", "soft", "hidden", "example"),
+]
+
+
 @pytest.mark.parametrize(
     "config",
     [
-        Config("dense", "softmax", "sequential", "soft", "one", "zero", "schedule"),
-        Config("residual", "identity", "simultaneous", "full", "state", "state"),
-        Config("conv", "sigmoid", "sequential", "own", "all_example", "hidden"),
-        Config("relu", "softmax", "simultaneous", "soft", "hidden", "example"),
+        *(c._replace(num_steps=t) for c in INCREMENTAL for t in (1, 2, 4)),
+        DEEP._replace(num_steps=7, step_size="constant"),
     ],
-    ids=lambda config: config_name(config[:-1]),
+    ids=config_name,
 )
-def test_incremental(x64, config, num_steps):
+def test_incremental(x64, config):
     """Weights by how far they moved; they feed on the activities of every iteration."""
+    num_steps = config.num_steps
     problem = cases.make_problem(config.net, config.output, BATCH)
     given, oracle = settings(config, len(problem.layers))
     step_size = oracle.step_size

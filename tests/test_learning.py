@@ -37,7 +37,7 @@ WEIGHTS = {
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
-        *((name, "plain") for name in ("relu", "conv", "residual", "linen")),
+        *((name, "plain") for name in ("conv", "residual", "nnx")),
         *(("tanh", weights) for weights in WEIGHTS if weights != "plain"),
     ],
 )

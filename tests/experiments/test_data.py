@@ -154,7 +154,9 @@ def test_caches_of_two_folders_do_not_mix(tmp_path):
     for seed, folder in enumerate(("a", "b")):
         splits = _splits("cifar10", seed)
         _prepare(tmp_path / folder, "cifar10", splits)
-        dataset = data.load("cifar10", tmp_path / folder, tmp_path / "cache", False)
+        dataset = data.load(
+            "cifar10", str(tmp_path / folder), str(tmp_path / "cache"), progress=False
+        )
         _assert_equal(dataset, splits)
 
 

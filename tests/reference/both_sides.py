@@ -129,7 +129,11 @@ def make_decay(name, last):
 
 def make_step_size(name):
     """One function serves both sides."""
-    return {"constant": EPS, "schedule": lambda t: EPS / (1 + t)}[name]
+    return {
+        "constant": EPS,
+        "large": 4 * EPS,  # so that the last layers a deep net reaches move enough
+        "schedule": lambda t: EPS / (1 + t),
+    }[name]
 
 
 class Config(NamedTuple):

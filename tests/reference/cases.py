@@ -48,6 +48,11 @@ def shallow_net(rng):
     return dense_net(rng, sizes=(6, 3))
 
 
+def deep_net(rng):
+    """Enough layers for an error to travel for many iterations."""
+    return dense_net(rng, sizes=(6, *[5] * 8, 3))
+
+
 def conv_net(rng):
     """Post-activation layout with strides 2 and 1, one of them leaving a rim unread."""
     return (
@@ -83,6 +88,7 @@ NETS = {
     "conv": conv_net,
     "residual": residual_net,
     "shallow": shallow_net,
+    "deep": deep_net,
 }
 OUTPUTS = {
     "softmax": outputs.Softmax(),

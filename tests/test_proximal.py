@@ -1,0 +1,472 @@
+"""Proximal steps, Theorems 1 and 2, against closed forms and finite differences."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import pcjax
+from pcjax.equilibrium import infer_to_equilibrium
+from pcjax.newton import newton_step
+from pcjax.normalised import (
+    normalised_step_size,
+    normalised_weights,
+    scale_by_squared_norms,
+    squared_norms,
+)
+from pcjax.proximal import (
+    batch_loss,
+    compare,
+    example_loss,
+    mean_over_examples,
+    proximal_objective,
+    proximal_step,
+)
+from pcjax.theorem1 import (
+    inference_step,
+    lemma1_weights,
+    limit_gap,
+    proximal_weights,
+    theorem1_weights,
+)
+from tests import problems
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+WEIGHTS = {
+    "printed": theorem1_weights,
+    "proof": lemma1_weights,
+    "corrected": proximal_weights,
+}
+
+
+SIZES = (4, 5, 3, 2)
+NETWORK = pcjax.mlp(SIZES, jnp.tanh)  # the same one, so that compilation is shared
+
+
+def case64(batch=1):
+    return problems.make(NETWORK, SIZES[:1], batch=batch, dtype=jnp.float64)
+
+
+@partial(jax.jit, static_argnums=0)
+def solve(solver, case, beta, **kwargs):
+    """The step of the mean loss of a case of `NETWORK`."""
+    params, inputs, targets = case
+    return solver(batch_loss(NETWORK, inputs, targets), params, beta, **kwargs)
+
+
+def kernels(params):
+    return [(np.asarray(p["kernel"]), np.asarray(p["bias"])) for p in params]
+
+
+def numpy_loss(case, flat):
+    """Half squared error of a tanh MLP, mean over the batch, of raveled parameters."""
+    _, unravel = ravel_pytree(case.params)
+    h = np.asarray(case.inputs)
+    for index, (kernel, bias) in enumerate(kernels(unravel(jnp.asarray(flat)))):
+        h = (np.tanh(h) if index else h) @ kernel + bias
+    return 0.5 * np.mean(np.sum((h - np.asarray(case.targets)) ** 2, 1))
+
+
+def numpy_gradient(case, flat, step=1e-5):
+    """By central differences of the fourth order."""
+    gradient = np.zeros_like(flat)
+    for i in range(len(flat)):
+        values = []
+        for shift in (-2, -1, 1, 2):
+            moved = flat.copy()
+            moved[i] += shift * step
+            values.append(numpy_loss(case, moved))
+        gradient[i] = np.dot([1, -8, 8, -1], values) / (12 * step)
+    return gradient
+
+
+def ravel(tree):
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+@partial(jax.jit, static_argnums=0)
+def solve_quadratic(solver, theta, beta):
+    return solver(quadratic, theta, beta)
+
+
+def quadratic(theta):
+    return 0.5 * theta["a"] @ MATRIX @ theta["a"] + theta["b"] ** 2
+
+
+_ROOT = np.random.default_rng(3).normal(size=(6, 6))
+MATRIX = _ROOT @ np.diag([0.01, 0.1, 1, 10, 50, 100]) @ _ROOT.T
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("solver", [proximal_step, newton_step])
+def test_quadratic_loss_has_the_closed_form_step(solver, beta):
+    theta = {"a": jnp.arange(1.0, 7), "b": jnp.array(2.0)}
+    found = solve_quadratic(solver, theta, beta)
+    # theta' = (I + beta A)^{-1} theta
+    expected = np.linalg.solve(np.eye(6) + beta * MATRIX, theta["a"]) - theta["a"]
+    # (I + beta A)^{-1} shrinks, so the error is at most the residual.
+    scale = beta * np.hypot(np.linalg.norm(MATRIX @ theta["a"]), 4)
+    atol = 1.01e-8 * scale
+    np.testing.assert_allclose(found.update["a"], expected, atol=atol)
+    np.testing.assert_allclose(found.update["b"], 2 / (1 + 2 * beta) - 2, atol=atol)
+    assert found.converged
+    assert found.residual <= 1e-8
+
+
+def test_proximal_objective_is_loss_plus_distance():
+    case = case64(batch=3)
+    update = jax.tree.map(lambda p: 0.1 * p - 0.02, case.params)
+    flat, move = ravel(case.params), ravel(update)
+    expected = numpy_loss(case, flat + move) + move @ move / (2 * 0.3)
+    loss_fn = batch_loss(case.network, case.inputs, case.targets)
+    found = proximal_objective(loss_fn, case.params, update, beta=0.3)
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("beta", [0.01, 1.0, 30.0])
+def test_implicit_step_solves_its_equation_by_finite_differences(beta):
+    case = case64()
+    found = solve(proximal_step, case[1:], beta)
+    flat, move = ravel(case.params), ravel(found.update)
+    gradient = numpy_gradient(case, flat)
+    left_over = move + beta * numpy_gradient(case, flat + move)
+    scale = beta * np.linalg.norm(gradient)
+    assert np.linalg.norm(left_over) < 1e-8 * scale
+    assert found.converged
+    assert found.residual <= 1e-8
+    # It is a minimiser: every direction goes up.
+    here = numpy_loss(case, flat + move) + move @ move / (2 * beta)
+    rng = np.random.default_rng(0)
+    for direction in rng.normal(size=(20, len(flat))):
+        near = move + 1e-2 * direction * np.linalg.norm(move)
+        assert numpy_loss(case, flat + near) + near @ near / (2 * beta) > here
+
+
+def test_newton_step_solves_its_equation_by_finite_differences():
+    case, beta, step = case64(), 0.5, 1e-4
+    found = solve(newton_step, case[1:], beta)
+    flat, move = ravel(case.params), ravel(found.update)
+    gradient = numpy_gradient(case, flat)
+    size = np.linalg.norm(move)
+    along = [numpy_gradient(case, flat + s * step * move / size) for s in (-1, 1)]
+    product = size * (along[1] - along[0]) / (2 * step)
+    left_over = move + beta * product + beta * gradient
+    assert np.linalg.norm(left_over) < 1e-6 * beta * np.linalg.norm(gradient)
+    # The Hessian matters: without it nothing is solved.
+    assert np.linalg.norm(beta * product) > 0.05 * size
+    assert found.converged
+
+
+def test_theorem_2_orders():
+    case = case64()
+    loss_fn = example_loss(case.network, case.inputs, case.targets)
+    betas = np.logspace(-4, -2, 7)
+    gradient = ravel(jax.jit(jax.grad(loss_fn))(case.params))
+    errors = []
+    for beta in betas:
+        step, newton = (
+            ravel(solve(solver, case[1:], beta, tolerance=1e-12).update)
+            for solver in (proximal_step, newton_step)
+        )
+        errors.append([np.linalg.norm(u - step) for u in (-beta * gradient, newton)])
+    slopes = np.polyfit(np.log(betas), np.log(errors), 1)[0]
+    np.testing.assert_allclose(slopes, [2, 3], atol=0.1)
+
+
+@partial(jax.jit, static_argnums=0)
+def at_rest(weights, case, beta, alphas=None):
+    """IL's update at equilibrium, and the limit's own quantity.
+
+    Without `alphas` the step is the normalised one.
+    """
+    params, inputs, targets = case
+    step_sizes = normalised_step_size if alphas is None else alphas
+    rest = infer_to_equilibrium(
+        NETWORK,
+        pcjax.simultaneous(20_000, optimizer=optax.sgd(0.1, 0.9, nesterov=True)),
+        params,
+        inputs,
+        targets,
+        tolerance=1e-11,
+        **weights(NETWORK, step_sizes, beta)._asdict(),
+    )
+    update = inference_step(NETWORK, params, rest.state.activities, step_sizes)
+    return update, limit_gap(NETWORK, params, update, rest.state.activities), rest
+
+
+@pytest.mark.parametrize("beta", [0.05, 2.0])
+def test_corrected_weights_give_the_proximal_update_and_theorem_1_does_not(beta):
+    case = case64()
+    true = solve(proximal_step, case[1:], beta, tolerance=1e-11)
+    distances = {}
+    for name, weights in WEIGHTS.items():
+        found, gap, rest = at_rest(weights, case[1:], beta)
+        assert rest.converged.all()
+        assert gap < 1e-10  # the theorem's limit is reached
+        distances[name] = compare(found, true.update).distance
+    assert distances["corrected"] < 1e-8
+    assert distances["proof"] > 1e-3
+    assert distances["printed"] > 1e-2
+
+
+def test_static_step_sizes_that_match_give_the_proximal_update():
+    case, beta = case64(), 0.5
+    _, _, rest = at_rest(proximal_weights, case[1:], beta)
+    norms = squared_norms(NETWORK, rest.state.activities)
+    # The last step size is free: the clamp makes up for it.
+    alphas = [float(1 / norm[0]) for norm in norms[:-1]] + [0.123]
+    true = solve(proximal_step, case[1:], beta, tolerance=1e-11)
+    found, _, _ = at_rest(proximal_weights, case[1:], beta, alphas)
+    assert compare(found, true.update).distance < 1e-8
+    others = [2 * alphas[0], *alphas[1:]]
+    found, _, _ = at_rest(proximal_weights, case[1:], beta, others)
+    assert compare(found, true.update).distance > 1e-2
+
+
+def test_static_step_sizes_approach_the_proximal_update_as_beta_vanishes():
+    case = case64()
+    distances = {"proof": [], "corrected": []}
+    for beta in (1e-2, 1e-3):
+        true = solve(proximal_step, case[1:], beta, tolerance=1e-11)
+        for name, found in distances.items():
+            update, _, _ = at_rest(WEIGHTS[name], case[1:], beta, [0.3] * 3)
+            found.append(compare(update, true.update).distance)
+    np.testing.assert_allclose(
+        distances["corrected"][0] / distances["corrected"][1], 10, rtol=0.1
+    )
+    # Theorem 1's weights scale layer l by c_{L-1} / c_l, c = alpha ||f||^2.
+    loss_fn = example_loss(*case[:1], *case[2:])
+    gradient = jax.jit(jax.grad(loss_fn))(case.params)
+    activities = (case.inputs, *pcjax.feedforward(*case[:3]))
+    norms = squared_norms(NETWORK, activities)
+    scaled = [
+        jax.tree.map(lambda g, r=float((norms[-1] / norm)[0]): r * g, g)
+        for g, norm in zip(gradient, norms, strict=True)
+    ]
+    limit = compare(tuple(scaled), gradient).distance
+    np.testing.assert_allclose(distances["proof"][1], limit, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_those_of_the_theorem(name):
+    case, beta, alphas = case64(batch=3), 0.7, [0.2, 0.5, 1.5]
+    rng = np.random.default_rng(0)
+    activities = [rng.normal(size=(3, n)) for n in (4, 5, 3, 2)]
+    errors = [rng.normal(size=(3, n)) for n in (5, 3, 2)]
+    f = [activities[0], np.tanh(activities[1]), np.tanh(activities[2])]
+    norm = [np.sum(v**2, 1) + 1 for v in f]
+    gamma = [a**2 * n for a, n in zip(alphas, norm, strict=True)]
+    output = alphas[2] * (1 / beta + norm[2]) - 1
+    sign = 1
+    if name == "printed":
+        gamma[2] = output
+    elif name == "corrected":
+        gamma, sign = [np.full(3, a) for a in alphas], -1
+    decay = [
+        sign * alphas[1] ** 2 * np.sum(errors[1] ** 2, 1),
+        sign * alphas[2] ** 2 * np.sum(errors[2] ** 2, 1),
+    ]
+    found = WEIGHTS[name](case.network, alphas, beta)
+    arrays = [jnp.asarray(h) for h in activities], [jnp.asarray(e) for e in errors]
+    np.testing.assert_allclose(found.gamma(*arrays), gamma, rtol=1e-12)
+    np.testing.assert_allclose(found.decay(*arrays), decay, rtol=1e-12)
+    y, p = rng.normal(size=(2, 3, 2))
+    clamped = found.clamp(jnp.asarray(y), jnp.asarray(p), arrays[0][2])
+    np.testing.assert_allclose(
+        clamped, (y + output[:, None] * p) / (1 + output[:, None]), rtol=1e-12
+    )
+
+
+def test_the_bias_can_be_left_out():
+    network, h = pcjax.mlp([2, 3, 1]), (jnp.ones((1, 2)), jnp.ones((1, 3)))
+    norms = squared_norms(network, (*h, jnp.ones((1, 1))), bias=False)
+    np.testing.assert_array_equal([norm[0] for norm in norms], [2, 3])
+
+
+def test_weights_may_be_negative_where_a_function_gives_them():
+    case = case64()
+    weights = proximal_weights(case.network, 0.1, 5.0)._asdict()
+    # Not compiled: the negative decay and gamma_L are seen as numbers.
+    found = pcjax.infer(case.network, pcjax.sequential(2, 0.1), *case[1:], **weights)
+    assert np.isfinite(found.state.activities[1]).all()
+    with pytest.raises(ValueError, match="decay must be >= 0"):
+        pcjax.infer(case.network, pcjax.sequential(2, 0.1), *case[1:], decay=-1.0)
+
+
+def settled(case, steps=5):
+    """Activities that are off their predictions everywhere."""
+    return pcjax.infer(
+        case.network, pcjax.sequential(steps, 0.2), *case[1:]
+    ).state.activities
+
+
+def test_inference_step_is_the_outer_product():
+    case = case64(batch=2)
+    activities = settled(case)
+    errors = pcjax.prediction_errors(case.network, case.params, activities)
+    found = inference_step(case.network, case.params, activities, [0.5, 2.0, 3.0])
+    for layer, alpha in enumerate([0.5, 2.0, 3.0]):
+        h = np.asarray(activities[layer])
+        f = np.tanh(h) if layer else h
+        e = alpha * np.asarray(errors[layer]) / 2
+        np.testing.assert_allclose(found[layer]["kernel"], f.T @ e, rtol=1e-10)
+        np.testing.assert_allclose(found[layer]["bias"], e.sum(0), rtol=1e-10)
+
+
+def test_the_normalised_step_solves_the_local_prediction():
+    case = case64()
+    activities = settled(case)
+    update = inference_step(case.network, case.params, activities, normalised_step_size)
+    updated = jax.tree.map(jnp.add, case.params, update)
+    errors = pcjax.prediction_errors(case.network, updated, activities)
+    for error in errors:
+        np.testing.assert_allclose(error, 0, atol=1e-14)
+    assert limit_gap(case.network, case.params, update, activities) < 1e-14
+    assert limit_gap(case.network, case.params, update, settled(case, 1)) > 1e-3
+
+
+def test_the_two_forms_of_the_normalised_step_agree_for_one_example():
+    case = case64()
+    activities = settled(case)
+    step = inference_step(case.network, case.params, activities, normalised_step_size)
+    weights = normalised_weights(case.network)
+    local = partial(pcjax.local_gradients, case.network, case.params, activities)
+    problems.assert_trees_close(
+        local(gamma=weights), jax.tree.map(jnp.negative, step), rtol=1e-12
+    )
+    tx = optax.chain(scale_by_squared_norms(), optax.sgd(1.0))
+    norms = squared_norms(case.network, activities)
+    found, _ = tx.update(
+        local(), tx.init(case.params), case.params, squared_norms=norms
+    )
+    problems.assert_trees_close(found, step, rtol=1e-12)
+
+
+def test_the_optax_form_divides_by_the_batch_mean():
+    case = case64(batch=4)
+
+    def record(state):
+        return squared_norms(case.network, state.activities)
+
+    grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(2, 0.1), trace=record)
+    (_, info), grads = grad_fn(*case[1:])
+    norms = [norm[-1] for norm in info.trace]
+    tx = scale_by_squared_norms()
+    found, _ = tx.update(grads, tx.init(case.params), squared_norms=norms)
+    inputs = np.asarray(case.inputs)
+    mean = np.mean(np.sum(inputs**2, 1) + 1)
+    np.testing.assert_allclose(
+        found[0]["kernel"], grads[0]["kernel"] / mean, rtol=1e-12
+    )
+    with pytest.raises(ValueError, match="needs squared_norms= of the 3 layers"):
+        tx.update(grads, tx.init(case.params))
+
+
+def test_mean_over_examples_is_the_mean_of_single_steps():
+    case = case64(batch=3)
+    step = partial(newton_step, beta=0.5)
+    found = jax.jit(partial(mean_over_examples, step, NETWORK))(*case[1:])
+    steps = [
+        solve(
+            newton_step,
+            (case.params, case.inputs[b : b + 1], case.targets[b : b + 1]),
+            0.5,
+        )
+        for b in range(3)
+    ]
+    mean = jax.tree.map(lambda *u: sum(u) / 3, *(s.update for s in steps))
+    problems.assert_trees_close(found.update, mean, rtol=1e-9, atol=1e-12)
+    assert found.converged.shape == (3,)
+    assert found.converged.all()
+    joint = solve(newton_step, case[1:], 0.5)
+    assert compare(joint.update, mean).distance > 0.01
+
+
+def test_compare_is_cosine_and_relative_distance():
+    one = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    other = {"a": jnp.array([0.0]), "b": jnp.array([2.0])}
+    found = compare(one, other)
+    np.testing.assert_allclose(found, [0.8, np.sqrt(13) / 2], rtol=1e-14)
+
+
+def test_a_solver_that_fails_says_so():
+    short = solve(proximal_step, case64()[1:], 10.0, max_steps=2)
+    assert not short.converged
+    assert short.residual > 1e-3
+    assert short.num_steps == 2
+    absolute = jax.jit(lambda x, beta: proximal_step(jnp.abs, x, beta, max_steps=50))
+    # The minimum of |x| + (x - 0.1)^2 / 2 lies on the kink, where no gradient is 0.
+    kink = absolute(0.1, 1.0)
+    assert not kink.converged
+    assert kink.residual > 0.5
+    assert abs(0.1 + kink.update) < 1e-3
+    for broken in (absolute(np.nan, 1.0), absolute(0.1, -1.0)):
+        assert not broken.converged
+        assert np.isnan(broken.residual)
+    assert np.isnan(broken.update)
+
+
+def test_newton_steps_that_do_not_exist_say_so():
+    @jax.jit
+    def saddle_step(beta):
+        saddle = lambda x: (x[0] ** 2 - x[1] ** 2) / 2  # noqa: E731
+        return newton_step(saddle, jnp.array([1.0, 1.0]), beta)
+
+    # I + H = diag(2, 0), whereas I + H / 2 = diag(1.5, 0.5).
+    assert not saddle_step(1.0).converged
+    assert saddle_step(1.0).residual > 1e-3
+    np.testing.assert_allclose(saddle_step(0.5).update, [-1 / 3, 1], rtol=1e-9)
+    assert np.isnan(saddle_step(-0.5).update).all()
+    assert not saddle_step(-0.5).converged
+
+
+def test_single_precision_stays_single():
+    case = problems.dense_case((4, 5, 2), batch=1, dtype=jnp.float32)
+    loss_fn = example_loss(case.network, case.inputs, case.targets)
+    for solver in (proximal_step, newton_step):
+        found = jax.jit(partial(solver, loss_fn, tolerance=1e-4))(case.params, 0.5)
+        assert found.converged
+        leaves = jax.tree.leaves((found.update, found.residual))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("f4")}
+
+
+def test_bad_input_is_refused():
+    case = case64(batch=2)
+    batch = batch_loss(case.network, case.inputs, case.targets)
+
+    def per_example(params):
+        logits = case.network.apply(params, case.inputs)
+        return pcjax.identity.loss(logits, case.targets)
+
+    for beta in (0, -1.0, np.nan):
+        for function in (
+            partial(proximal_step, batch, case.params),
+            partial(newton_step, batch, case.params),
+            partial(proximal_objective, batch, case.params, case.params),
+            partial(proximal_weights, case.network, 1.0),
+            partial(theorem1_weights, case.network, 1.0),
+            partial(lemma1_weights, case.network, 1.0),
+        ):
+            with pytest.raises(ValueError, match="beta must be >"):
+                function(beta)
+    with pytest.raises(ValueError, match="expected one example"):
+        example_loss(case.network, case.inputs, case.targets)
+    for solver in (proximal_step, newton_step):
+        with pytest.raises(ValueError, match=r"must return a scalar, got shape \(2,\)"):
+            solver(per_example, case.params, 1.0)
+    with pytest.raises(ValueError, match="about one example"):
+        limit_gap(case.network, case.params, case.params, settled(case))
+    with pytest.raises(ValueError, match="the update has shapes"):
+        proximal_objective(batch, case.params, case.params[:1], 1.0)
+    with pytest.raises(ValueError, match="each of the 3 layers, got 2"):
+        proximal_weights(case.network, [1.0, 2.0], 1.0)
+    with pytest.raises(ValueError, match="step_sizes must be >= 0"):
+        proximal_weights(case.network, -1.0, 1.0)
+    conv = problems.network_case("conv", dtype=jnp.float64)
+    with pytest.raises(ValueError, match="expected dense layers"):
+        inference_step(conv.network, conv.params, settled(conv), 1.0)
