@@ -30,7 +30,7 @@ from experiments.runner import Record, Trainer
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the backprop runs
 # are dashed and the marker tells the optimizer.
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "BP": {"color": "#000000", "linestyle": "--"},
     "BP-Adam": {"color": "#000000", "linestyle": ":"},
     "IL": {"color": "#56B4E9"},
