@@ -96,7 +96,11 @@ def from_nnx(
     abstract = nnx.eval_shape(build, jax.random.key(0))
     parts: Any = nnx.split(abstract, nnx.Param, ...)
     graph, template, others = parts
-    kinds = {type(leaf).__name__ for leaf in jax.tree.leaves(others, is_leaf=_variable)}
+    # Older versions of flax wrap a variable in a state that names its type.
+    kinds = {
+        getattr(leaf, "type", type(leaf)).__name__
+        for _, leaf in nnx.to_flat_state(others)
+    }
     if kinds:
         raise ValueError(
             f"from_nnx: {type(abstract).__name__} holds variables of type "
@@ -115,7 +119,3 @@ def from_nnx(
         return merged(inputs)
 
     return Layer(init, apply, activation)
-
-
-def _variable(leaf: Any) -> bool:
-    return isinstance(leaf, nnx.Variable)
