@@ -132,8 +132,9 @@ def _apply_rule(rule, max_steps, network, tx, rest_of_problem, beta):
     where = rule.inference(problem, beta)
     arguments = (problem.params, problem.inputs, problem.targets)
     if rule.num_steps is None:
+        method = relaxation(max_steps, where.get("gamma", 1.0))
         rest = infer_to_equilibrium(
-            network, relaxation(max_steps), *arguments, **where, tolerance=1e-10
+            network, method, *arguments, **where, tolerance=1e-10
         )
         state, residual = rest.state, rest.residual
     else:
@@ -171,14 +172,15 @@ def _apply_static(weights, max_steps, network, rest_of_problem, alphas, beta):
     params, _, inputs, targets = rest_of_problem
 
     def one(x, y, alphas):
+        where = weights(network, alphas, beta)
         rest = infer_to_equilibrium(
             network,
-            relaxation(max_steps),
+            relaxation(max_steps, where.gamma),
             params,
             x[None],
             y[None],
             tolerance=1e-10,
-            **weights(network, alphas, beta)._asdict(),
+            **where._asdict(),
         )
         activities = rest.state.activities
         update = inference_step(network, params, activities, alphas)
@@ -199,14 +201,19 @@ def follow(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _follow(rule, num_steps, network, tx, rest_of_problem, beta, reference):
     problem = Problem(network, tx, *rest_of_problem)
+    where = rule.inference(problem, beta)
+    if rule.num_steps is None:
+        method = relaxation(num_steps, where.get("gamma", 1.0))
+    else:
+        method = sequential()
     trace = pcjax.infer(
         network,
-        relaxation(num_steps) if rule.num_steps is None else sequential(),
+        method,
         problem.params,
         problem.inputs,
         problem.targets,
         trace=lambda state: state.activities,
-        **rule.inference(problem, beta),
+        **where,
     ).trace
 
     def row(activities):

@@ -1,0 +1,92 @@
+"""FabricPC's step: its own trainer's, with the buffers donated as its loop does.
+
+`make_train_step` leaves the donation to the caller; its internal loop donates the
+parameters and drops the activities, which the outer `jax.jit` here does too.
+"""
+
+from itertools import pairwise
+
+import jax
+import numpy as np
+import optax
+from fabricpc import setup_jax
+from fabricpc.core.activations import (
+    ReLUActivation,
+    SoftmaxActivation,
+)
+from fabricpc.core.energy import CrossEntropyEnergy, GaussianEnergy
+from fabricpc.core.inference import InferenceSGD
+from fabricpc.core.topology import Edge
+from fabricpc.graph_assembly import TaskMap, graph
+from fabricpc.graph_initialization import initialize_params
+from fabricpc.nodes import IdentityNode, Linear
+from fabricpc.training import make_train_step
+
+from benchmarks.peers import protocol
+from benchmarks.peers.reference import Model
+
+_OPTIMIZERS = {"SGD": optax.sgd, "Adam": optax.adam}
+
+
+def _network(num_steps: int):
+    """The graph, and the names of its weighted nodes from first to last."""
+    nodes = [IdentityNode(shape=protocol.SIZES[:1], name="inputs")]
+    for index, size in enumerate(protocol.SIZES[1:], 1):
+        last = index == len(protocol.SIZES) - 1
+        node = Linear(
+            shape=(size,),
+            name=f"layer{index}",
+            activation=SoftmaxActivation() if last else ReLUActivation(),
+            energy=CrossEntropyEnergy() if last else GaussianEnergy(),
+        )
+        nodes.append(node)
+    structure = graph(
+        nodes=nodes,
+        edges=[
+            Edge(source=below, target=above.slot("in"))
+            for below, above in pairwise(nodes)
+        ],
+        task_map=TaskMap(x=nodes[0], y=nodes[-1]),
+        inference=InferenceSGD(eta_infer=protocol.STEP_SIZE, infer_steps=num_steps),
+    )
+    return structure, [node.name for node in nodes[1:]]
+
+
+def build(method: protocol.Method) -> protocol.Program:
+    if method.inference == "sequential":
+        raise protocol.UnsupportedError("its solvers move all latents at once")
+    structure, names = _network(method.num_steps or 1)
+    algorithm = "backprop" if method.inference == "backprop" else "pc"
+    tx = _OPTIMIZERS[method.optimizer](protocol.LEARNING_RATES[method.optimizer])
+    inner = make_train_step(structure, tx, algorithm=algorithm)
+    step = jax.jit(lambda *arguments: inner(*arguments)[:2], donate_argnums=(0, 1))
+    inputs, targets = map(jax.numpy.asarray, protocol.batch())
+    key = jax.random.key(0)
+    params = initialize_params(structure, key)
+    state = [params, tx.init(params)]
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            state[:] = step(*state, {"x": inputs, "y": targets}, key)
+        jax.block_until_ready(state)
+
+    def weights() -> protocol.Weights:
+        found = []
+        for name in names:
+            node = state[0].nodes[name]
+            (weight,) = node.weights.values()
+            found.append((np.array(weight), np.array(node.biases["b"])[0]))
+        return found
+
+    return protocol.Program(run, weights)
+
+
+if __name__ == "__main__":
+    setup_jax()
+    protocol.serve(
+        protocol.Library(
+            build,
+            Model("post", "softmax cross-entropy"),
+            ("fabricpc", "jax", "jaxlib", "optax"),
+        )
+    )

@@ -1,0 +1,139 @@
+"""Which libraries are compared, what is installed for them and in which order.
+
+Every library has its own virtual environment, made with the Python that runs the
+benchmark and CPU builds of everything.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks.peers.protocol import Method
+
+
+class Environment(NamedTuple):
+    """A virtual environment.
+
+    Attributes:
+      installs: the arguments of one `pip install` after another.
+      python: the oldest version that will do.
+    """
+
+    installs: tuple[tuple[str, ...], ...]
+    python: tuple[int, int] = (3, 11)
+
+
+class Peer(NamedTuple):
+    """A library, or one way to use it.
+
+    Attributes:
+      name: as the table shows it.
+      module: the program that runs in its environment, and its arguments.
+      environment: a key of `ENVIRONMENTS`; None runs in this environment.
+      step: what one training iteration is there.
+    """
+
+    name: str
+    module: tuple[str, ...]
+    environment: str | None
+    step: str
+
+
+ENVIRONMENTS = {
+    "torch": Environment((("torch==2.13.0", "numpy>=2.0"),), (3, 10)),
+    # Its metadata allow no JAX from 0.5 on.
+    "pcx": Environment((("pcx==0.6.3", "jax==0.4.38", "equinox==0.11.12"),)),
+    # The same release against its metadata, because it is faster so.
+    "pcx-new-jax": Environment(
+        (
+            ("jax==0.10.2", "equinox==0.13.8", "optax==0.2.8"),
+            ("--no-deps", "pcx==0.6.3"),
+        )
+    ),
+    "fabricpc": Environment((("fabricpc==0.6.0", "jax==0.10.2", "optax==0.2.8"),)),
+    # From 3.2.2 on it asks for packages that need Python 3.12.
+    "ngclearn": Environment((("ngclearn==3.2.1", "jax==0.10.2"),)),
+    # Not on PyPI: build a wheel from its repository (commit 7d6cc05) and name the
+    # folder it is in by PIP_FIND_LINKS. Its metadata allow no JAX after 0.5.2.
+    "jpc": Environment((("jpc==1.0.0", "jax==0.5.2"),)),
+}
+
+PCJAX = "pcjax"
+
+PEERS = (
+    Peer(
+        PCJAX,
+        ("benchmarks.peers.pcjax",),
+        None,
+        "training.make_update, jitted and donated; softmax cross-entropy",
+    ),
+    Peer(
+        "PyTorch",
+        ("benchmarks.peers.torch",),
+        "torch",
+        "eager autograd, fused optimizer; softmax cross-entropy",
+    ),
+    Peer(
+        "PyTorch compiled",
+        ("benchmarks.peers.torch", "--compile"),
+        "torch",
+        "torch.compile of model and loss, fused optimizer; softmax cross-entropy",
+    ),
+    Peer(
+        "PCX",
+        ("benchmarks.peers.pcx",),
+        "pcx",
+        "the tutorials' jitted step, unrolled; softmax cross-entropy",
+    ),
+    Peer(
+        "PCX, new JAX",
+        ("benchmarks.peers.pcx",),
+        "pcx-new-jax",
+        "the same on the newest JAX, against its metadata; softmax cross-entropy",
+    ),
+    Peer(
+        "FabricPC",
+        ("benchmarks.peers.fabricpc",),
+        "fabricpc",
+        "make_train_step, jitted and donated; softmax cross-entropy",
+    ),
+    Peer(
+        "ngc-learn",
+        ("benchmarks.peers.ngclearn",),
+        "ngclearn",
+        "its processes scanned, jitted as one and donated; squared error",
+    ),
+    Peer(
+        "JPC",
+        ("benchmarks.peers.jpc",),
+        "jpc",
+        "update_pc_activities unrolled, filter_jit, donated; softmax cross-entropy",
+    ),
+)
+
+METHODS = (
+    Method("backprop", 0, "SGD"),
+    Method("backprop", 0, "Adam"),
+    Method("simultaneous", 3, "SGD"),
+    Method("simultaneous", 3, "Adam"),
+    Method("simultaneous", 15, "SGD"),
+    Method("simultaneous", 15, "Adam"),
+    Method("sequential", 3, "SGD"),
+    Method("sequential", 3, "Adam"),
+)
+
+
+def select(names: Sequence[str]) -> list[Peer]:
+    """The peers of these names (all without any), pcjax first.
+
+    Raises:
+      ValueError: if there is no peer of a name.
+    """
+    known = {peer.name.lower(): peer for peer in PEERS}
+    unknown = [name for name in names if name.lower() not in known]
+    if unknown:
+        raise ValueError(
+            f"peers: there is no {', '.join(unknown)}; there are "
+            f"{', '.join(peer.name for peer in PEERS)}."
+        )
+    wanted = {PCJAX, *(name.lower() for name in names or known)}
+    return [peer for peer in PEERS if peer.name.lower() in wanted]
