@@ -48,6 +48,7 @@ def _line(panel: Any, x: Any, row: Any, label: str, style: Any = None, **more) -
     if isinstance(row, list):
         row = {key: [entry[key] for entry in row] for key in row[0]}
     color, line, marker = style or _STYLES[label]
+    x = np.asarray(x, float)
     median, lower, upper = (
         np.array(row[key], float) for key in ("median", "lower", "upper")
     )

@@ -472,8 +472,9 @@ LEARNING_RATES = {
 }
 
 
-@pytest.mark.parametrize("net", ["dense", "conv"])
-@pytest.mark.parametrize("rate", LEARNING_RATES)
+@pytest.mark.parametrize(
+    ("rate", "net"), [("number", "dense"), ("schedule", "conv"), ("layers", "dense")]
+)
 def test_training_with_mq(x64, rate, net):
     """Training iterations up to where `rho` takes over from the running mean's."""
     num_iterations, rho = 5, 0.75
