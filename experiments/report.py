@@ -1,17 +1,10 @@
-"""What the experiments show: live progress, tables, JSON and plots."""
+"""What the experiments show: live progress, and the style of their figures."""
 
-import dataclasses
-import json
-import os
-import platform
-import shlex
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import rich.live
 from rich.console import Console, Group
@@ -25,16 +18,15 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-import pcjax
-from experiments.runner import Record, Trainer
-
 # Okabe and Ito's colours, which the colour-blind can tell apart; the backprop runs
 # are dashed and the marker tells the optimizer.
 STYLES: dict[str, dict[str, Any]] = {
     "BP": {"color": "#000000", "linestyle": "--"},
     "BP-Adam": {"color": "#000000", "linestyle": ":"},
     "IL": {"color": "#56B4E9"},
+    "IL-norm": {"color": "#0072B2", "marker": "D"},
     "IL-MQ": {"color": "#56B4E9", "marker": "o"},
+    "IL-Adam": {"color": "#0072B2", "marker": "s"},
     "SeqIL": {"color": "#D55E00"},
     "SeqIL-MQ": {"color": "#D55E00", "marker": "o"},
     "SeqIL-Adam": {"color": "#E69F00", "marker": "s"},
@@ -45,21 +37,17 @@ STYLES: dict[str, dict[str, Any]] = {
 class Live:
     """A table of methods that follows the training, above a progress bar.
 
-    Where the output is no terminal, every epoch becomes one line instead.
+    Where the output is no terminal, every epoch becomes one line instead. Losses and
+    accuracies are medians over the networks of a method. Trainers and records are those
+    of `experiments.runner`.
     """
 
-    def __init__(self, methods: Sequence[str], epochs: int) -> None:
+    def __init__(self, title: str, methods: Sequence[str], epochs: int) -> None:
+        self._title = title
         self._console = Console()
         self._epochs = epochs
         self._rows: dict[str, tuple[str, ...]] = dict.fromkeys(methods, ("",) * 5)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        self._progress = progress_bar(self._console)
         self._task = self._progress.add_task("", total=len(methods) * epochs)
         self._live = rich.live.Live(console=self._console, get_renderable=self._render)
 
@@ -76,28 +64,40 @@ class Live:
         """Says what is going on beside the bar."""
         self._progress.update(self._task, description=text)
 
-    def update(self, trainer: Trainer, record: Record) -> None:
+    def resume(self, trainer: Any) -> None:
+        """Shows what an earlier run has done."""
+        if trainer.records:
+            done = len(trainer.records)
+            self._progress.update(self._task, advance=done - 1)
+            self.update(trainer, trainer.records[-1])
+
+    def update(self, trainer: Any, record: Any) -> None:
         """Shows an epoch that has ended."""
+        accuracy = record.test.get("top1")
         self._rows[trainer.name] = (
             f"{record.epoch}/{self._epochs}",
-            f"{record.train_loss.mean():.4f}",
-            f"{record.test.loss.mean():.4f}",
-            f"{100 * record.test.top1.mean():.2f}",
+            f"{np.median(record.train_loss):.4f}",
+            f"{np.median(record.test['loss']):.4f}",
+            "" if accuracy is None else f"{100 * np.median(accuracy):.2f}",
             f"{record.seconds:.2f}",
         )
         self._progress.update(
             self._task, advance=1, description=f"{trainer.name} epoch {record.epoch}"
         )
         if not self._console.is_terminal:
-            epoch, train, test, accuracy, seconds = self._rows[trainer.name]
+            epoch, train, test, percent, seconds = self._rows[trainer.name]
             print(
                 f"{trainer.name:<11} epoch {epoch}  train loss {train}  "
-                f"test loss {test}  test accuracy {accuracy} %  {seconds} s",
+                f"test loss {test}  "
+                + (f"test accuracy {percent} %  " if percent else "")
+                + f"{seconds} s",
                 flush=True,
             )
 
     def _render(self) -> Group:
-        table = Table("method", *(_right(h) for h in _LIVE_COLUMNS), box=None)
+        table = Table(
+            "method", *(right(h) for h in _LIVE_COLUMNS), box=None, title=self._title
+        )
         for name, row in self._rows.items():
             table.add_row(name, *row)
         return Group(table, self._progress)
@@ -106,175 +106,107 @@ class Live:
 _LIVE_COLUMNS = ("epoch", "train loss", "test loss", "test acc. %", "s/epoch")
 
 
-def _right(header: str) -> Column:
+def progress_bar(console: Console | None = None) -> Progress:
+    """A bar with what is done, how long it took and how long the rest will take."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console or Console(),
+    )
+
+
+def right(header: str) -> Column:
+    """A column of numbers."""
     return Column(header, justify="right")
 
 
-def summarise(trainers: Sequence[Trainer], config: Any, settings: Any) -> dict:
-    """Everything a run found, ready for JSON.
-
-    Accuracies are fractions; means and standard deviations (ddof = 1) are over seeds.
-    """
-    curves = {t.name: _accuracies(t) for t in trainers}
-    to_beat = curves["BP"].mean(1).max() if "BP" in curves else None
-    return provenance(config, settings) | {
-        "methods": [
-            {
-                "name": trainer.name,
-                **_mean_std("best_accuracy", curves[trainer.name].max(0)),
-                **_mean_std("final_accuracy", curves[trainer.name][-1]),
-                "epochs_to_bp_best": _first(curves[trainer.name].mean(1), to_beat),
-                "seconds_per_epoch": float(
-                    np.median([record.seconds for record in trainer.records])
-                ),
-                "compile_seconds": trainer.compile_seconds,
-                "optimizer_state_bytes": trainer.optimizer_state_bytes,
-                "epochs": [
-                    {
-                        "epoch": record.epoch,
-                        "seconds": record.seconds,
-                        "energy": record.energy.tolist(),
-                        "train_loss": record.train_loss.tolist(),
-                        "test_loss": record.test.loss.tolist(),
-                        "test_accuracy": record.test.top1.tolist(),
-                        "test_top5": record.test.top5.tolist(),
-                    }
-                    for record in trainer.records
-                ],
-            }
-            for trainer in trainers
-        ],
-    }
-
-
-def provenance(config: Any, settings: Any) -> dict:
-    """How a result came about: command, settings, versions, device and time."""
-    return {
-        "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
-        "config": _plain(config),
-        "settings": _plain(settings),
-        "versions": {"pcjax": pcjax.__version__, "jax": jax.__version__},
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "machine": platform.machine(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def save(summary: dict, out: Path) -> None:
-    """Writes `summary.json` in one go, so that a killed run leaves a whole file."""
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "summary.json.tmp"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n")
-    temporary.replace(out / "summary.json")
-
-
-def print_table(summary: dict, out: Path) -> None:
-    """Prints the comparison and where it was written."""
-    seeds = summary["config"]["seeds"]
-    table = Table(
-        "method",
-        *(
-            _right(header)
-            for header in (
-                "best test acc. %",
-                "final test acc. %",
-                "epochs to BP's best",
-                f"s/epoch ({_seeds(seeds)})",
-                "optimizer state",
-            )
-        ),
-        title=(
-            f"{summary['config']['dataset']}, {summary['settings']['epochs']} epochs, "
-            f"{_seeds(seeds)} (mean ± standard deviation)"
-        ),
-    )
-    for row in summary["methods"]:
-        reached = row["epochs_to_bp_best"]
-        table.add_row(
-            row["name"],
-            _percent(row, "best_accuracy"),
-            _percent(row, "final_accuracy"),
-            "-" if reached is None else str(reached),
-            f"{row['seconds_per_epoch']:.2f}",
-            f"{row['optimizer_state_bytes']:,} B",
-        )
-    console = Console()
-    if not console.is_terminal:  # a log has room for the whole table
-        console = Console(width=120)
-    console.print(table)
-    console.print(f"Written: {out / 'summary.json'} and {out / 'curves.png'}")
-
-
-def plot(summary: dict, path: Path) -> None:
-    """Draws test accuracy and training loss against the epoch, mean and std band."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for row in summary["methods"]:
-        epochs = [epoch["epoch"] for epoch in row["epochs"]]
-        style = {"markersize": 4, "linewidth": 1.6, **STYLES[row["name"]]}
-        for axes, key, scale in (
-            (left, "test_accuracy", 100),
-            (right, "train_loss", 1),
-        ):
-            values = scale * np.array([epoch[key] for epoch in row["epochs"]])
-            mean, std = values.mean(1), _std(values, axis=1)
-            axes.plot(epochs, mean, label=row["name"], **style)
-            axes.fill_between(
-                epochs, mean - std, mean + std, color=style["color"], alpha=0.12, lw=0
-            )
-    left.set(ylabel="test accuracy (%)", title=summary["config"]["dataset"])
-    right.set(ylabel="training loss (nats)", yscale="log")
-    for axes in (left, right):
-        axes.set(xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _accuracies(trainer: Trainer) -> np.ndarray:
-    """Test accuracies, [epochs, seeds]."""
-    return np.array([record.test.top1 for record in trainer.records])
-
-
-def _std(values: np.ndarray, axis: int = 0) -> np.ndarray:
+def std(values: np.ndarray, axis: int = 0) -> np.ndarray:
     """The sample standard deviation, 0 where there is but one sample."""
     count = values.shape[axis]
     return values.std(axis, ddof=1) if count > 1 else np.zeros_like(values.mean(axis))
 
 
-def _mean_std(name: str, values: np.ndarray) -> dict[str, float]:
-    return {f"{name}_mean": float(values.mean()), f"{name}_std": float(_std(values))}
+def array(values: Any) -> np.ndarray:
+    """Numbers from a JSON file, NaN where they were not finite."""
+    return np.array(values, np.float64)
 
 
-def _first(curve: np.ndarray, level: float | None) -> int | None:
-    """The first epoch (from 1) at which the curve reaches a level."""
-    if level is None or curve.max() < level:
-        return None
-    return int(np.argmax(curve >= level)) + 1
+def mean_std(values: Any, scale: float = 1.0, digits: int = 2) -> str:
+    """`mean ± std` of a list, as text."""
+    row = scale * array(values)
+    if row.size == 1:
+        return f"{row.mean():.{digits}f}"
+    return f"{row.mean():.{digits}f} ± {std(row):.{digits}f}"
 
 
-def _seeds(count: int) -> str:
+def seeds(count: int) -> str:
+    """`1 seed`, `5 seeds`."""
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def _percent(row: dict, name: str) -> str:
-    return f"{100 * row[f'{name}_mean']:.2f} ± {100 * row[f'{name}_std']:.2f}"
+@contextmanager
+def figure(path: Path, rows: int = 1, columns: int = 1, **options) -> Iterator[Any]:
+    """A figure's panels, [rows, columns], written to `path` at the end.
+
+    Args:
+      path: of the PNG.
+      rows: of panels.
+      columns: of panels.
+      **options: of `matplotlib.pyplot.subplots`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    options = {"figsize": (4.2 * columns, 3.4 * rows), **options}
+    drawn, panels = plt.subplots(
+        rows, columns, layout="constrained", squeeze=False, **options
+    )
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    yield panels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(drawn)
 
 
-def _plain(config: Any) -> dict:
-    """A dataclass as JSON takes it."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def band(panel: Any, x: Any, values: Any, name: str, **style: Any) -> None:
+    """A line of means over seeds with a band of one standard deviation.
+
+    Args:
+      panel: of matplotlib.
+      x: [points].
+      values: [points, seeds].
+      name: of the method, for label and style.
+      **style: of the line, above that of the method.
+    """
+    options = {
+        "markersize": 4,
+        "linewidth": 1.6,
+        "label": name,
+        **STYLES.get(name, {}),
+        **style,
+    }
+    if len(x) > 15:
+        options.setdefault("markevery", max(1, len(x) // 10))
+    rows = array(values)
+    mean, spread = rows.mean(1), std(rows, axis=1)
+    (line,) = panel.plot(x, mean, **options)
+    panel.fill_between(
+        x, mean - spread, mean + spread, color=line.get_color(), alpha=0.13, lw=0
+    )
 
 
-def _module_name() -> str:
-    """The experiment's module, as `python -m` was given it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else "experiments"
+def whole_numbers(panel: Any) -> None:
+    """Ticks of the x axis at whole numbers only."""
+    panel.xaxis.get_major_locator().set_params(integer=True)
+
+
+def legend_beside(panel: Any, **options: Any) -> None:
+    """A legend to the right of a panel."""
+    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, **options)

@@ -1,42 +1,38 @@
-"""Trains methods side by side, epoch by epoch, over several seeds at once."""
+"""Trains methods side by side, epoch by epoch, many networks at once.
 
+The networks of a program differ in their random keys (seeds) and in what `Hyper` holds
+(a grid), along one axis of runs. After an epoch the state can be checkpointed; a
+trainer that finds checkpoints goes on from them, and gives the same numbers to the bit.
+"""
+
+import dataclasses
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import pcjax
-from experiments.data import Dataset
-from experiments.methods import Method, Settings
+from experiments.harness import Run, plain
+from experiments.methods import Hyper, Method
+from experiments.report import Live
+from experiments.settings import Settings
+from experiments.tasks import Task
 from pcjax import training
 
+try:
+    from pcjax.checkpoints import Checkpoints
+except ImportError:
+    Checkpoints = None
 
-class Task(NamedTuple):
-    """What is trained on what."""
+CHECKPOINT_SECONDS = 20.0  # at least so long between checkpoints of a trainer
 
-    network: pcjax.Network
-    output: pcjax.Output
-    prepare: training.Prepare
-    measure: training.Measure
-    train: training.Data
-    test: training.Data
-
-
-def mlp_task(images: Dataset, settings: Settings) -> Task:
-    """Classification of a data set by a fully connected net."""
-    classes = images.num_classes
-    pixels = images.train.images[0].size
-    return Task(
-        network=pcjax.mlp([pixels, *settings.hidden, classes]),
-        output=pcjax.softmax,
-        prepare=training.classification(classes),
-        measure=training.classification_measures(pcjax.softmax),
-        train=training.device_data(*images.train, classes),
-        test=training.device_data(*images.test, classes),
-    )
+# What is known of a trained method, [epochs, runs] each:
+# {"train_loss": ..., "energy": ..., "test": {"loss": ..., "top1": ...}, ...}
+Curves = dict[str, Any]
 
 
 class Record(NamedTuple):
@@ -44,18 +40,20 @@ class Record(NamedTuple):
 
     Attributes:
       epoch: 1, 2, ...
-      seconds: wall-clock time of the training epoch, all seeds together, without
+      seconds: wall-clock time of the training epoch, all runs together, without
         compilation and evaluation.
-      energy: [seeds], mean free energy of the training batches.
-      train_loss: [seeds], mean loss of the training batches.
-      test: measures of the test set, each [seeds].
+      energy: [runs], mean free energy of the training batches.
+      train_loss: [runs], mean loss of the training batches.
+      test: measures of the test set by name, each [runs].
+      validation: the same of the validation set; None without one.
     """
 
     epoch: int
     seconds: float
     energy: np.ndarray
     train_loss: np.ndarray
-    test: Any
+    test: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray] | None
 
 
 class Trainer:
@@ -63,70 +61,239 @@ class Trainer:
 
     Attributes:
       name: of the method.
-      records: the epochs so far.
+      records: the epochs so far, those before an interruption included.
       compile_seconds: what it took to trace and compile epoch and evaluation.
-      optimizer_state_bytes: memory of the optimizer's state, for one seed.
+      optimizer_state_bytes: memory of the optimizer's state, for one run.
     """
 
     def __init__(
-        self, method: Method, task: Task, settings: Settings, keys: jax.Array
+        self,
+        method: Method,
+        task: Task,
+        settings: Settings,
+        hyper: Hyper,
+        keys: jax.Array,
+        folder: Path | None = None,
     ) -> None:
+        """Compiles, and goes on from the checkpoints in `folder` if there are any.
+
+        Args:
+          method: how it learns.
+          task: what it learns.
+          settings: the hyper-parameters that all runs share.
+          hyper: those that differ, numbers or [runs] each.
+          keys: a random key of every run, [runs].
+          folder: where checkpoints go; None makes none.
+        """
         self.name = method.name
         self.records: list[Record] = []
-        tx = method.optimizer(settings.learning_rates[method.name], settings)
-        update = method.rule(task.network, task.output, tx, settings)
-        example = jax.eval_shape(
-            task.prepare, *jax.tree.map(lambda x: x[:1], task.train)
-        )
-        inputs = jnp.zeros(example[0].shape, example[0].dtype)
+        self._task = task
+        runs = len(keys)
+        self._hyper = Hyper(*(jnp.broadcast_to(jnp.float32(x), runs) for x in hyper))
+        example = task.example()
 
-        def init(key):
-            return training.init_state(task.network, tx, key, inputs)
+        def make(hyper):
+            tx = method.optimizer(hyper.learning_rate, settings)
+            rule = method.rule(task.network, task.output, tx, settings, hyper.step_size)
+            return rule, tx
+
+        def init(hyper, key):
+            return training.init_state(task.network, make(hyper)[1], key, example)
+
+        def epoch(hyper, state, data):
+            update, _ = make(hyper)
+            batch_size = min(settings.batch_size, len(task.train.images))
+            return training.make_epoch(update, task.prepare, batch_size)(state, data)
+
+        def evaluate(state, data):
+            measure = training.make_evaluation(task.network, task.prepare, task.measure)
+            return measure(state.params, data)
 
         started = time.perf_counter()
-        self._state = jax.jit(jax.vmap(init))(keys)
-        epoch = training.make_epoch(update, task.prepare, settings.batch_size)
-        evaluate = training.make_evaluation(task.network, task.prepare, task.measure)
-        self._epoch = _compile(epoch, self._state, task.train, donate_argnums=0)
-        self._evaluate = _compile(evaluate, self._state.params, task.test)
-        self._train, self._test = task.train, task.test
+        self._state = jax.jit(jax.vmap(init))(self._hyper, keys)
+        self._epoch = _compile(
+            epoch, (self._hyper, self._state), task.train, donate_argnums=1
+        )
+        self._evaluate = {
+            name: _compile(evaluate, (self._state,), data)
+            for name, data in (("test", task.test), ("validation", task.validation))
+            if data is not None
+        }
         self.compile_seconds = time.perf_counter() - started
         self.optimizer_state_bytes = sum(
-            leaf.size * leaf.dtype.itemsize // len(keys)
+            leaf.size * leaf.dtype.itemsize // runs
             for leaf in jax.tree.leaves(self._state.opt_state)
         )
+        fingerprint = plain(
+            {"method": method.name, "settings": dataclasses.asdict(settings)}
+            | self._hyper._asdict()
+        )
+        self._checkpoints = (
+            folder and Checkpoints and Checkpoints(folder, fingerprint=fingerprint)
+        )
+        self._saved = time.perf_counter()
+        if self._checkpoints and (found := self._checkpoints.restore(self._state)):
+            self._state = found.state
+            self.records = [_record(entry) for entry in found.record]
 
     def epoch(self) -> Record:
         """Trains one epoch and evaluates."""
         started = time.perf_counter()
-        self._state, metrics = self._epoch(self._state, self._train)
+        self._state, metrics = self._epoch(self._hyper, self._state, self._task.train)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - started
-        test = jax.device_get(self._evaluate(self._state.params, self._test))
         energy, loss = (np.asarray(metric).mean(1) for metric in metrics)
-        record = Record(len(self.records) + 1, seconds, energy, loss, test)
-        self.records.append(record)
-        return record
+        measured: dict[str, Any] = {"test": None, "validation": None}
+        for name, evaluate in self._evaluate.items():
+            values = jax.device_get(evaluate(self._state, getattr(self._task, name)))
+            named = values._asdict() if hasattr(values, "_asdict") else {"loss": values}
+            measured[name] = named
+        record = Record(len(self.records) + 1, seconds, energy, loss, **measured)
+        # As JSON has it, so that an interrupted run cannot differ from another.
+        self.records.append(_record(plain(record._asdict())))
+        self._save()
+        return self.records[-1]
+
+    def _save(self) -> None:
+        now = time.perf_counter()
+        if self._checkpoints and now - self._saved > CHECKPOINT_SECONDS:
+            records = [plain(record._asdict()) for record in self.records]
+            self._checkpoints.save(len(records), self._state, records)
+            self._saved = now
+
+    def logits(self, images: jax.Array) -> np.ndarray:
+        """The logits [runs, B, ...] of raw images [B, ...] as the weights now are."""
+        network, prepare = self._task.network, self._task.prepare
+        inputs, _ = prepare(images, jnp.zeros(len(images), jnp.int32))
+        apply = jax.jit(jax.vmap(network.apply, in_axes=(0, None)))
+        return np.asarray(apply(self._state.params, inputs))
+
+    def close(self) -> None:
+        """Waits for checkpoints on their way to the disk."""
+        if self._checkpoints:
+            self._checkpoints.close()
 
 
-def _compile(function: Callable, state: Any, data: Any, **options) -> Callable:
-    """Compiles `function(state, data)` over a leading axis of seeds of the state."""
+def _compile(function: Callable, runs: tuple, data: Any, **options) -> Callable:
+    """Compiles `function(*runs, data)` over a leading axis of the runs' trees."""
 
-    def one(state, data):
-        result = function(jax.tree.map(lambda x: x[0], state), data)
+    def one(*arguments):
+        *runs, data = arguments
+        result = function(*jax.tree.map(lambda x: x[0], runs), data)
         return jax.tree.map(lambda x: x[None], result)
 
-    seeds = len(jax.tree.leaves(state)[0])
     # XLA transposes every weight gradient of a batched product over one network.
-    mapped = one if seeds == 1 else jax.vmap(function, in_axes=(0, None))
-    return jax.jit(mapped, **options).lower(state, data).compile()
+    single = len(jax.tree.leaves(runs)[0]) == 1
+    axes = (*(0 for _ in runs), None)
+    mapped = one if single else jax.vmap(function, in_axes=axes)
+    return jax.jit(mapped, **options).lower(*runs, data).compile()
 
 
-def train(trainers: list[Trainer], epochs: int) -> Iterator[tuple[Trainer, Record]]:
-    """Trains all methods for some epochs in turn, yielding every epoch.
+def _record(entry: dict) -> Record:
+    """A record as JSON keeps it; what was not finite is NaN."""
+
+    def array(value):
+        if isinstance(value, dict):
+            return {name: array(row) for name, row in value.items()}
+        return None if value is None else np.array(value, np.float64)
+
+    fields = {name: array(value) for name, value in entry.items()}
+    return Record(**fields | {"epoch": entry["epoch"], "seconds": entry["seconds"]})
+
+
+def train(trainers: Sequence[Trainer], epochs: int) -> Iterator[tuple[Trainer, Record]]:
+    """Trains all methods to the given epoch in turn, yielding every epoch.
 
     Methods take turns, so that their times are of the same minutes of the machine.
     """
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         for trainer in trainers:
-            yield trainer, trainer.epoch()
+            if len(trainer.records) < epoch:
+                yield trainer, trainer.epoch()
+
+
+def curves(records: Sequence[Record]) -> Curves:
+    """What the records hold but the seconds, each [epochs, runs]."""
+
+    def stack(rows):
+        if isinstance(rows[0], dict):
+            return {name: stack([row[name] for row in rows]) for name in rows[0]}
+        return np.stack(rows)
+
+    return {
+        name: stack([getattr(record, name) for record in records])
+        for name in ("train_loss", "energy", "test", "validation")
+        if getattr(records[0], name) is not None
+    }
+
+
+def train_methods(
+    run: Run,
+    part: str,
+    task: Task,
+    methods: Sequence[Method],
+    settings: Settings,
+    keys: jax.Array,
+    *,
+    epochs: int | None = None,
+    hyper: Callable[[Method], Hyper] | None = None,
+    extra: Callable[[Trainer], dict] = lambda trainer: {},
+) -> dict[str, Curves]:
+    """Trains methods as a part of an experiment that can be interrupted.
+
+    Args:
+      run: the experiment's output folder.
+      part: the part's name.
+      task: what they learn.
+      methods: how they learn.
+      settings: the hyper-parameters.
+      keys: a random key of every run, [runs].
+      epochs: passes over the training set; by default those of the settings.
+      hyper: `method -> Hyper` of the runs; by default that of the settings.
+      extra: what else to keep of a trained method, in JSON types.
+
+    Returns:
+      For each method by name its `Curves`, with "seconds" [epochs],
+      "optimizer_state_bytes" and what `extra` returns besides.
+    """
+    epochs = epochs or settings.epochs
+
+    def compute():
+        folder = run.checkpoints(part)
+        with Live(part, [method.name for method in methods], epochs) as live:
+            trainers = []
+            for method in methods:
+                live.status(f"compiling {method.name}")
+                chosen = hyper(method) if hyper else method.hyper(settings)
+                trainers.append(
+                    Trainer(method, task, settings, chosen, keys, folder / method.name)
+                )
+                live.resume(trainers[-1])
+            for trainer, record in train(trainers, epochs):
+                live.update(trainer, record)
+        for trainer in trainers:
+            trainer.close()
+        return {
+            trainer.name: {
+                **curves(trainer.records),
+                "seconds": [record.seconds for record in trainer.records],
+                "optimizer_state_bytes": trainer.optimizer_state_bytes,
+                **extra(trainer),
+            }
+            for trainer in trainers
+        }
+
+    trained = run.part(part, compute)
+    shutil.rmtree(run.checkpoints(part), ignore_errors=True)
+    return trained
+
+
+def timeless(run: Run, part: str, trained: dict[str, Curves]) -> dict[str, Curves]:
+    """The curves without seconds, which go to run.json: results are then repeatable."""
+    run.seconds[f"{part}, per epoch"] = {
+        name: found["seconds"] for name, found in trained.items()
+    }
+    return {
+        name: {key: value for key, value in found.items() if key != "seconds"}
+        for name, found in trained.items()
+    }

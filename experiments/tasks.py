@@ -1,0 +1,115 @@
+"""What is trained on what: the paper's nets on a data set."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pcjax
+from experiments.data import Dataset, Split, validation_split
+from experiments.settings import Net, Settings
+from pcjax import training
+
+
+class Task(NamedTuple):
+    """A network with its data on the device.
+
+    Attributes:
+      network: the chain of layers.
+      output: its output.
+      prepare: makes inputs and targets of raw images.
+      measure: what is measured of the outputs.
+      train: what the weights learn from.
+      test: the official test set.
+      validation: what is held out of the training set; None if nothing is.
+    """
+
+    network: pcjax.Network
+    output: pcjax.Output
+    prepare: training.Prepare
+    measure: training.Measure
+    train: training.Data
+    test: training.Data
+    validation: training.Data | None = None
+
+    def example(self) -> jax.Array:
+        """One input [1, ...] of zeros, for shape and dtype."""
+        image = jax.tree.map(lambda x: x[:1], self.train)
+        inputs, _ = jax.eval_shape(self.prepare, *image)
+        return jnp.zeros(inputs.shape, inputs.dtype)
+
+
+def make_task(
+    net: Net,
+    images: Dataset,
+    settings: Settings,
+    *,
+    train_images: int | None = None,
+    validation: float = 0.0,
+) -> Task:
+    """Puts a data set on the device and builds the net for it.
+
+    Args:
+      net: which of the paper's nets; its sizes are in the settings.
+      images: the data set.
+      settings: sizes and scaling of the pixels.
+      train_images: the first so many training images of every class together, evenly
+        over the classes; None takes all.
+      validation: the fraction of these that is held out.
+
+    Raises:
+      ValueError: if there are not as many training images.
+    """
+    classes = images.num_classes
+    pixels = images.train.images[0].size
+    train, held_out = _subset(images.train, train_images, classes), None
+    if validation:
+        train, held_out = validation_split(train, validation, seed=0)
+    scaled = {"low": settings.low, "high": settings.high}
+    if net == "autoencoder":
+        network = pcjax.autoencoder((pixels, *settings.hidden, pixels))
+        output = pcjax.sigmoid
+        prepare = training.reconstruction(**scaled)
+        measure = training.reconstruction_measures(output)
+    else:
+        network = (
+            pcjax.mlp([pixels, *settings.hidden, classes])
+            if net == "mlp"
+            else pcjax.convnet(
+                classes, features=settings.hidden, kernel_sizes=settings.kernel_sizes
+            )
+        )
+        output = pcjax.softmax
+        prepare = training.classification(classes, **scaled)
+        measure = training.classification_measures(output)
+
+    def put(split):
+        return training.device_data(*split, classes)
+
+    return Task(
+        network,
+        output,
+        prepare,
+        measure,
+        put(train),
+        put(images.test),
+        None if held_out is None else put(held_out),
+    )
+
+
+def _subset(split: Split, count: int | None, classes: int) -> Split:
+    """The first `count` images, equally many of every class (or one more).
+
+    Images keep their order, so that a smaller subset is part of a larger one.
+    """
+    total = len(split.labels)
+    if count is None or count == total:
+        return split
+    if not 0 < count < total:
+        raise ValueError(f"expected 1 to {total} training images, got {count}.")
+    kept = np.zeros(total, bool)
+    for label in range(classes):
+        share = count // classes + (label < count % classes)
+        kept[np.flatnonzero(split.labels == label)[:share]] = True
+    return Split(split.images[kept], split.labels[kept])
