@@ -65,7 +65,7 @@ def settings(net: Net, dataset: str) -> Settings:
     if (net, dataset) not in _SETTINGS:
         known = sorted(name for kind, name in _SETTINGS if kind == net)
         raise ValueError(
-            f"There are no settings for the net {net!r} on {dataset!r}, only on {known}."
+            f"There are no settings of the net {net!r} on {dataset!r}, only on {known}."
         )
     return _SETTINGS[net, dataset]
 

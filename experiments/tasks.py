@@ -84,8 +84,8 @@ def make_task(
         prepare = training.classification(classes, **scaled)
         measure = training.classification_measures(output)
 
-    def put(split):
-        return training.device_data(*split, classes)
+    def put(split: Split) -> training.Data:
+        return training.device_data(split.images, split.labels, classes)
 
     return Task(
         network,

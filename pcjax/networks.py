@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pcjax.convolve import convolve
+
 Params = Any  # the pytree of one layer's parameters
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -242,13 +244,7 @@ def conv(
         }
 
     def apply(params: Params, inputs: jax.Array) -> jax.Array:
-        outputs = jax.lax.conv_general_dilated(
-            inputs,
-            params["kernel"],
-            window_strides=strides,
-            padding="VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        outputs = convolve(inputs, params["kernel"], strides)
         return activation(outputs + params["bias"][None, None, None])
 
     return Layer(init, apply)

@@ -9,7 +9,7 @@ import pytest
 
 import pcjax
 from benchmarks import hlo
-from pcjax import training
+from pcjax import convolve, networks, training
 
 METHODS = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}
 
@@ -89,12 +89,20 @@ def test_incremental_has_T_3L_minus_1_products(num_steps):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("num_steps", [1, 3])
-def test_conv_net_has_the_corresponding_convolutions(name, num_steps):
-    network = pcjax.convnet(10, features=(6, 7, 8), kernel_sizes=(5, 5, 3))
-    inputs, targets = jnp.ones((4, 32, 32, 3)), jnp.ones((4, 10)) / 10
-    update = _learning(network, METHODS[name](num_steps, 0.05), decay=0.1)
-    counts = hlo.count(_compile(network, inputs, targets, update, optax.sgd(0.1)))
-    # Three convolutional layers and a dense one: the same formula, by kind. The
-    # first layer has one prediction and one weight gradient.
+def test_conv_net_has_the_corresponding_products(name, num_steps, monkeypatch):
+    def count():
+        network = pcjax.convnet(10, features=(6, 7, 8), kernel_sizes=(5, 5, 3))
+        inputs, targets = jnp.ones((4, 32, 32, 3)), jnp.ones((4, 10)) / 10
+        update = _learning(network, METHODS[name](num_steps, 0.05), decay=0.1)
+        return hlo.count(_compile(network, inputs, targets, update, optax.sgd(0.1)))
+
+    # Three convolutional layers and a dense one: the same formula. On a CPU all are
+    # matrix products.
+    counts = count()
+    assert counts.convolutions == 0
+    assert counts.dots == 2 * 4 + 2 * num_steps * 3
+    # The first layer has one prediction and one weight gradient.
+    monkeypatch.setattr(networks, "convolve", convolve.by_xla)
+    counts = count()
     assert counts.convolutions == 2 + 2 * (2 + 2 * num_steps)
     assert counts.dots == 2 + 2 * num_steps
