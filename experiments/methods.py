@@ -72,13 +72,13 @@ def backprop(network, output, tx, settings, step_size):
 def simultaneous(network, output, tx, settings, step_size):
     """Standard inference learning (IL)."""
     method = pcjax.simultaneous(settings.il_num_steps, step_size)
-    return _inference_learning(network, output, tx, settings, method)
+    return inference_learning(network, output, tx, settings, method)
 
 
 def sequential(network, output, tx, settings, step_size):
     """Inference learning with sequential inference (SeqIL)."""
     method = pcjax.sequential(settings.num_steps, lambda t: step_size / (1 + t))
-    return _inference_learning(network, output, tx, settings, method)
+    return inference_learning(network, output, tx, settings, method)
 
 
 def incremental(network, output, tx, settings, step_size):
@@ -88,7 +88,8 @@ def incremental(network, output, tx, settings, step_size):
     return pcjax.incremental(network, method, tx, output=output, clamp=clamp)
 
 
-def _inference_learning(network, output, tx, settings, method):
+def inference_learning(network, output, tx, settings, method):
+    """Inference learning with any method of inference."""
     grad_fn = pcjax.value_and_grad(
         network,
         method,
