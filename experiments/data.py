@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set with its official test set (for digits see `load`)."""
+    """A data set with its official test set (but see `load`)."""
 
     name: str
     num_classes: int
@@ -55,6 +56,8 @@ class _Prepared(NamedTuple):
     name: str
     image_shape: tuple[int, int, int]
     num_classes: int
+    test_split: str = "test"
+    builder: str | None = None  # the module that prepares what TFDS does not know
 
 
 Loader = Callable[[Path | None, Path, bool], Dataset]
@@ -71,7 +74,8 @@ def load(
     digits comes with scikit-learn: 8x8 images of 0..16, here stretched to 0..255,
     of which every fifth of each class is for testing. The others are read from
     what TFDS prepared, without TensorFlow and without a network; their images are
-    decoded once and then cached.
+    decoded once and then cached. tiny_imagenet has its validation set for testing, as
+    its test set has no labels.
 
     Args:
       name: one of `names()`.
@@ -96,6 +100,13 @@ def load(
 def names() -> tuple[str, ...]:
     """The data sets that `load` knows."""
     return tuple(_LOADERS)
+
+
+def tfds_folder(data_dir: Path | str | None) -> Path:
+    """The folder of prepared data sets, by default the one that TFDS takes."""
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(data_dir).expanduser().resolve()
 
 
 def validation_split(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -147,9 +158,7 @@ def _load_prepared(
     expected: _Prepared, data_dir: Path | None, cache_dir: Path, progress: bool
 ) -> Dataset:
     """Reads what TFDS prepared in `data_dir/name/version`, newest version."""
-    if data_dir is None:
-        data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    data_dir = data_dir.expanduser().resolve()
+    data_dir = tfds_folder(data_dir)
     versions = [
         path.parent
         for path in data_dir.glob(f"{expected.name}/*/dataset_info.json")
@@ -159,7 +168,7 @@ def _load_prepared(
         raise DatasetError(
             f"{expected.name} is not prepared in {data_dir}: there is no "
             f"{expected.name}/<version>/dataset_info.json.\n"
-            + _how_to_prepare(expected.name, data_dir)
+            + _how_to_prepare(expected.name, data_dir, expected.builder)
         )
     folder = max(versions, key=lambda path: [int(n) for n in path.name.split(".")])
     # Folders of the same data set do not share a cache, and one that was prepared
@@ -188,7 +197,8 @@ def _load_prepared(
             ) from error
         return decoded
 
-    return Dataset(expected.name, expected.num_classes, cached("train"), cached("test"))
+    train, test = cached("train"), cached(expected.test_split)
+    return Dataset(expected.name, expected.num_classes, train, test)
 
 
 def _decode(expected: _Prepared, folder: Path, split: str, progress: bool) -> Split:
@@ -228,7 +238,7 @@ def _decode(expected: _Prepared, folder: Path, split: str, progress: bool) -> Sp
         raise DatasetError(
             f"{folder}: {where} cannot be read: {error}\n"
             f"Prepare it again, there (delete {folder} first) or elsewhere.\n"
-            + _how_to_prepare(expected.name, data_dir)
+            + _how_to_prepare(expected.name, data_dir, expected.builder)
         ) from error
     return Split(images, labels)
 
@@ -271,14 +281,23 @@ def _example(record: Mapping[str, Any], expected: _Prepared) -> tuple[np.ndarray
     return image, label
 
 
-def _how_to_prepare(name: str, data_dir: Path) -> str:
-    arguments = f"{name!r}, data_dir={str(data_dir)!r}, file_format='array_record'"
+def _how_to_prepare(name: str, data_dir: Path, builder: str | None = None) -> str:
+    if builder is None:
+        arguments = f"{name!r}, data_dir={str(data_dir)!r}, file_format='array_record'"
+        command = (
+            "This command downloads and prepares it (it needs `pip install "
+            "tensorflow`, which reading does not):\n"
+            '  python -c "import tensorflow_datasets as tfds; '
+            f'tfds.builder({arguments}).download_and_prepare()"\n'
+        )
+    else:
+        command = (
+            "This command prepares it from the official files in a folder DIR:\n"
+            f"  python -m {builder} --manual-dir DIR "
+            f"--data-dir {shlex.quote(str(data_dir))}\n"
+        )
     return (
-        "This command downloads and prepares it (it needs `pip install tensorflow`, "
-        "which reading does not):\n"
-        '  python -c "import tensorflow_datasets as tfds; '
-        f'tfds.builder({arguments}).download_and_prepare()"\n'
-        "Where it is prepared elsewhere, name the folder that holds it with "
+        f"{command}Where it is prepared elsewhere, name the folder that holds it with "
         "--data-dir or TFDS_DATA_DIR."
     )
 
@@ -292,6 +311,13 @@ _LOADERS: dict[str, Loader] = {
             _Prepared("svhn_cropped", (32, 32, 3), 10),
             _Prepared("mnist", (28, 28, 1), 10),
             _Prepared("fashion_mnist", (28, 28, 1), 10),
+            _Prepared(
+                "tiny_imagenet",
+                (64, 64, 3),
+                200,
+                test_split="validation",  # the official test set has no labels
+                builder="experiments.tiny_imagenet",
+            ),
         )
     },
 }
@@ -302,7 +328,8 @@ class Config:
     """Decodes a data set into the cache and says what is in it."""
 
     dataset: str = "digits"
-    """digits (built in), cifar10, svhn_cropped, mnist or fashion_mnist."""
+    """digits (built in), cifar10, svhn_cropped, mnist, fashion_mnist or
+    tiny_imagenet."""
     data_dir: Path | None = None
     """The folder of prepared TFDS data sets; digits needs none."""
     cache_dir: Path | None = None
