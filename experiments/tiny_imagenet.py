@@ -25,6 +25,7 @@ from experiments.data import DatasetError, tfds_folder
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     """Tiny ImageNet: 64x64 RGB images of 200 classes, labelled as in wnids.txt."""
 
+    __module__ = "experiments.tiny_imagenet"  # TFDS notes it, and __main__ says little
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "The official files."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = files.HOW_TO_GET

@@ -5,6 +5,7 @@ of each of 200 classes.
 """
 
 import io
+import json
 import os
 import shlex
 import subprocess
@@ -218,12 +219,9 @@ def test_command_of_the_message_prepares_without_tensorflow_and_network(tmp_path
 import runpy, socket, sys
 def refuse(*args, **kwargs): raise AssertionError("opened a connection")
 socket.socket.connect = refuse
-class NoTensorFlow:
-    def find_spec(self, name, *args):
-        if name == "tensorflow": raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, NoTensorFlow())
 sys.argv[1:] = {arguments!r}
 runpy.run_module("experiments.tiny_imagenet", run_name="__main__")
+assert "tensorflow" not in sys.modules
 """
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -234,6 +232,8 @@ runpy.run_module("experiments.tiny_imagenet", run_name="__main__")
     for word in ("tiny_imagenet/1.0.0", "validation", "400", "200", "official"):
         assert word in run.stdout
     assert _load(folder).test.images.shape == (200, 64, 64, 3)
+    [info] = folder.glob("sets/tiny_imagenet/*/dataset_info.json")
+    assert json.loads(info.read_text())["moduleName"] == "experiments.tiny_imagenet"
 
 
 def test_prepared_set_is_not_overwritten(tmp_path):
