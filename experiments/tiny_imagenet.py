@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import tiny_imagenet_files as files
-from experiments.data import DatasetError, tfds_folder
+from experiments.prepared import DatasetError, tfds_folder
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
