@@ -33,7 +33,9 @@ FORMS = ["folder", "zip", "tar", "tar.gz", "tgz", "tar.bz2", "tar.xz"]
 
 def _jpeg(pixels, mode="RGB"):
     buffer = io.BytesIO()
-    Image.fromarray(pixels, mode).save(buffer, "JPEG", quality=95)
+    height, width = pixels.shape[:2]
+    image = Image.frombytes(mode, (width, height), pixels.tobytes())
+    image.save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
