@@ -6,26 +6,22 @@ decodes a prepared data set, caches it and says what is in it.
 """
 
 import hashlib
-import io
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import rich.progress
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cache
+from experiments import cache, prepared
+from experiments.prepared import Prepared
 
-
-class DatasetError(RuntimeError):
-    """A data set that is missing, damaged or cannot be cached, and what helps."""
+DatasetError = prepared.DatasetError
 
 
 class Split(NamedTuple):
@@ -41,20 +37,12 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set with its official test set (for digits see `load`)."""
+    """A data set with its official test set (but see `load`)."""
 
     name: str
     num_classes: int
     train: Split
     test: Split
-
-
-class _Prepared(NamedTuple):
-    """What a data set that TFDS prepares must look like."""
-
-    name: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
 
 
 Loader = Callable[[Path | None, Path, bool], Dataset]
@@ -71,7 +59,8 @@ def load(
     digits comes with scikit-learn: 8x8 images of 0..16, here stretched to 0..255,
     of which every fifth of each class is for testing. The others are read from
     what TFDS prepared, without TensorFlow and without a network; their images are
-    decoded once and then cached.
+    decoded once and then cached. tiny_imagenet has its validation set for testing, as
+    its test set has no labels.
 
     Args:
       name: one of `names()`.
@@ -144,24 +133,10 @@ def _load_digits(data_dir: Path | None, cache_dir: Path, progress: bool) -> Data
 
 
 def _load_prepared(
-    expected: _Prepared, data_dir: Path | None, cache_dir: Path, progress: bool
+    expected: Prepared, data_dir: Path | None, cache_dir: Path, progress: bool
 ) -> Dataset:
-    """Reads what TFDS prepared in `data_dir/name/version`, newest version."""
-    if data_dir is None:
-        data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    data_dir = data_dir.expanduser().resolve()
-    versions = [
-        path.parent
-        for path in data_dir.glob(f"{expected.name}/*/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
-    ]
-    if not versions:
-        raise DatasetError(
-            f"{expected.name} is not prepared in {data_dir}: there is no "
-            f"{expected.name}/<version>/dataset_info.json.\n"
-            + _how_to_prepare(expected.name, data_dir)
-        )
-    folder = max(versions, key=lambda path: [int(n) for n in path.name.split(".")])
+    """Reads a data set that TFDS prepared, from the cache if it was read before."""
+    folder = prepared.find(expected, prepared.tfds_folder(data_dir))
     # Folders of the same data set do not share a cache, and one that was prepared
     # anew does not find its old one.
     key = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
@@ -176,7 +151,7 @@ def _load_prepared(
         arrays = cache.read(cache_dir, split, Split._fields, source)
         if arrays is not None:
             return Split(**arrays)
-        decoded = _decode(expected, folder, split, progress)
+        decoded = Split(*prepared.decode(expected, folder, split, progress))
         try:
             cache.write(cache_dir, split, decoded._asdict(), source)
         except OSError as error:
@@ -188,99 +163,8 @@ def _load_prepared(
             ) from error
         return decoded
 
-    return Dataset(expected.name, expected.num_classes, cached("train"), cached("test"))
-
-
-def _decode(expected: _Prepared, folder: Path, split: str, progress: bool) -> Split:
-    """Decodes a split of the data set that TFDS prepared in a folder."""
-    data_dir = folder.parents[1]
-    where = f"split {split!r}"
-    try:
-        import tensorflow_datasets as tfds
-
-        source = tfds.data_source(
-            # With a version, TFDS goes by the files alone, whatever its own version.
-            f"{expected.name}:{folder.name}",
-            split=split,
-            data_dir=str(data_dir),
-            download=False,
-            # TFDS would use OpenCV where it is installed, which rounds differently.
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
-        info = source.dataset_info.splits[split]
-        _check_files(info.filepaths, info.shard_lengths)
-        images = np.empty((len(source), *expected.image_shape), np.uint8)
-        labels = np.empty(len(source), np.int32)
-        for i in rich.progress.track(
-            range(len(source)),
-            f"Decoding {expected.name} {split}",
-            console=Console(stderr=True),
-            disable=not progress,
-        ):
-            where = f"record {i} of split {split!r}"
-            images[i], labels[i] = _example(source[i], expected)
-    except ImportError as error:
-        raise DatasetError(
-            f"Reading {expected.name} needs more than is installed ({error}): "
-            'pip install -e ".[experiments]" in the checkout of pcjax.'
-        ) from error
-    except Exception as error:  # whatever the readers find wrong with the files
-        raise DatasetError(
-            f"{folder}: {where} cannot be read: {error}\n"
-            f"Prepare it again, there (delete {folder} first) or elsewhere.\n"
-            + _how_to_prepare(expected.name, data_dir)
-        ) from error
-    return Split(images, labels)
-
-
-def _check_files(paths: Sequence[Path], counts: Sequence[int]) -> None:
-    """Finds files that are missing or cut off: records of theirs may read as empty."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    for path, count in zip(paths, counts, strict=True):
-        if not path.is_file():
-            raise ValueError(f"{path} is missing.")
-        reader = ArrayRecordReader(str(path))
-        found = reader.num_records()
-        if found != count:  # 0 where the end of the file is not as it should be
-            raise ValueError(
-                f"{path} is damaged: it has {found} readable records, expected {count} "
-                "as dataset_info.json says."
-            )
-        reader.close()
-
-
-def _example(record: Mapping[str, Any], expected: _Prepared) -> tuple[np.ndarray, int]:
-    """The image and the label of a record, if they are what is expected."""
-    if not {"image", "label"} <= record.keys():
-        raise ValueError(f"it has {sorted(record)}, expected an image and a label.")
-    from PIL import Image
-
-    with Image.open(io.BytesIO(record["image"])) as file:
-        image = np.atleast_3d(np.asarray(file))  # grey images have no axis C
-    if image.shape != expected.image_shape or image.dtype != np.uint8:
-        raise ValueError(
-            f"its image is {image.dtype} {image.shape}, expected uint8 "
-            f"{expected.image_shape}."
-        )
-    label = record["label"]
-    if not 0 <= label < expected.num_classes:
-        raise ValueError(
-            f"its label is {label}, expected 0 to {expected.num_classes - 1}."
-        )
-    return image, label
-
-
-def _how_to_prepare(name: str, data_dir: Path) -> str:
-    arguments = f"{name!r}, data_dir={str(data_dir)!r}, file_format='array_record'"
-    return (
-        "This command downloads and prepares it (it needs `pip install tensorflow`, "
-        "which reading does not):\n"
-        '  python -c "import tensorflow_datasets as tfds; '
-        f'tfds.builder({arguments}).download_and_prepare()"\n'
-        "Where it is prepared elsewhere, name the folder that holds it with "
-        "--data-dir or TFDS_DATA_DIR."
-    )
+    train, test = cached("train"), cached(expected.test_split)
+    return Dataset(expected.name, expected.num_classes, train, test)
 
 
 _LOADERS: dict[str, Loader] = {
@@ -288,10 +172,17 @@ _LOADERS: dict[str, Loader] = {
     **{
         expected.name: partial(_load_prepared, expected)
         for expected in (
-            _Prepared("cifar10", (32, 32, 3), 10),
-            _Prepared("svhn_cropped", (32, 32, 3), 10),
-            _Prepared("mnist", (28, 28, 1), 10),
-            _Prepared("fashion_mnist", (28, 28, 1), 10),
+            Prepared("cifar10", (32, 32, 3), 10),
+            Prepared("svhn_cropped", (32, 32, 3), 10),
+            Prepared("mnist", (28, 28, 1), 10),
+            Prepared("fashion_mnist", (28, 28, 1), 10),
+            Prepared(
+                "tiny_imagenet",
+                (64, 64, 3),
+                200,
+                test_split="validation",  # the official test set has no labels
+                builder="experiments.tiny_imagenet",
+            ),
         )
     },
 }
@@ -302,7 +193,8 @@ class Config:
     """Decodes a data set into the cache and says what is in it."""
 
     dataset: str = "digits"
-    """digits (built in), cifar10, svhn_cropped, mnist or fashion_mnist."""
+    """digits (built in), cifar10, svhn_cropped, mnist, fashion_mnist or
+    tiny_imagenet."""
     data_dir: Path | None = None
     """The folder of prepared TFDS data sets; digits needs none."""
     cache_dir: Path | None = None

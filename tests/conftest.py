@@ -34,7 +34,11 @@ def x64() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images beside the repository, where there is one."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the real images are not there: no folder {folder}")
-    return folder
+    checkout = Path(__file__).resolve().parents[1]
+    folders = [base / "shared" / "data" for base in checkout.parents[:2]]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    pytest.skip(
+        "the real images are not there: no folder " + " or ".join(map(str, folders))
+    )

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def _forbid_decoding(monkeypatch):
     def fail(*args):
         raise AssertionError("decoded although it is cached")
 
-    monkeypatch.setattr(data, "_decode", fail)
+    monkeypatch.setattr(data.prepared, "decode", fail)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -197,7 +198,9 @@ def test_missing_set_names_folder_and_command(tmp_path, load):
 
 
 def test_command_for_a_missing_set_is_python():
-    command = data._how_to_prepare("mnist", "/it's")
+    command = data.prepared.how_to_prepare(
+        data.Prepared("mnist", SHAPES["mnist"], 10), Path("/it's")
+    )
     code = command.split('python -c "')[1].split('"\n')[0]
     compile(code, "command", "exec")
     assert '"' not in code.replace('"/it\'s"', "")
