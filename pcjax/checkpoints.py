@@ -9,7 +9,6 @@ This module is not imported by `import pcjax`, which need not pay for Orbax.
 """
 
 import concurrent.futures
-import hashlib
 import json
 import operator
 import shutil
@@ -17,16 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
-
+from pcjax import leaves, storage
 from pcjax.locks import FolderLock
-
-_FORMAT = 1
-# What Orbax's own names of unfinished folders have in common.
-_UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
 class CheckpointError(RuntimeError):
@@ -100,9 +91,9 @@ class Checkpoints:
             ) from error
         self._damaged: set[int] = set()
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
-        # Orbax has an asynchronous mode of its own, but that takes the digests on
-        # the calling thread and logs errors from its threads. One thread that saves
-        # synchronously does neither, and also does the deletions.
+        # Orbax can save asynchronously itself, but needs the digests beforehand, makes
+        # folders on the calling thread and logs errors from threads of its own. One
+        # thread here does everything but the copy and keeps the error for the caller.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._closed = False
         self._remove_unfinished()
@@ -140,12 +131,14 @@ class Checkpoints:
                 f"save: step {step} must be larger than {newest}, the newest "
                 f"checkpoint in {self._folder}; restore it or use another folder."
             )
-        record = _as_json(record, "record")
-        leaves = _leaves(state)
-        arrays = [_host_copy(path, leaf) for path, leaf in leaves]
-        body = {"format": _FORMAT, "step": step, "leaves": _describe(leaves)}
-        body |= {"fingerprint": self._fingerprint, "record": record}
-        self._pending = step, self._thread.submit(self._write, step, arrays, body)
+        content = storage.Content(
+            step=step,
+            fingerprint=self._fingerprint,
+            record=_as_json(record, "record"),
+            leaves=leaves.describe(state),
+            arrays=leaves.host_copies(state),
+        )
+        self._pending = step, self._thread.submit(self._write, content)
 
     def restore(self, template: Any) -> Restored | None:
         """Reads the newest checkpoint that is not damaged.
@@ -162,34 +155,30 @@ class Checkpoints:
           The checkpoint, or None if there is none at all.
 
         Raises:
-          CheckpointError: if the newest good checkpoint is of another state or
-            fingerprint, or if there are checkpoints and all are damaged.
+          CheckpointError: if the previous save failed, if the newest good checkpoint
+            is of another state or fingerprint, or if there are checkpoints and all
+            are damaged.
+          TypeError: if a leaf of the template is no array.
+          ValueError: if it needs `jax_enable_x64`, which is off.
         """
         self.wait()
-        skipped: list[str] = []
-        for step in sorted(self._steps(), reverse=True):
-            try:
-                body = _read_body(self._folder / str(step), step)
-                leaves = self._checked(step, body, template)
-                arrays = _read_arrays(self._folder / str(step), body["leaves"])
-            except _DamagedError as error:
-                skipped.append(f"step {step}: {error}")
-                self._damaged.add(step)
-                continue
-            for reason in skipped:
-                message = f"restore: passed over damaged checkpoint {reason}"
-                warnings.warn(message, CheckpointWarning, stacklevel=2)
-            values = [_like(*pair) for pair in zip(leaves, arrays, strict=True)]
-            state = jax.tree.unflatten(jax.tree.structure(template), values)
-            return Restored(step, state, json.loads(body["record"]), tuple(skipped))
-        if skipped:
-            # They must not make room for a run that starts anew.
-            self._damaged.clear()
+        content, skipped = self._newest()
+        if content is None:
+            return None
+        for reason in skipped:
+            message = f"restore: passed over a damaged checkpoint: {reason}."
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        name = f"restore: checkpoint {content.step} in {self._folder}"
+        if content.fingerprint != self._fingerprint:
             raise CheckpointError(
-                f"restore: no checkpoint in {self._folder} is whole: "
-                + "; ".join(skipped)
+                f"{name} is of another run: it has the fingerprint "
+                f"{content.fingerprint}, expected {self._fingerprint}."
             )
-        return None
+        found = leaves.differences(content.leaves, leaves.describe(template))
+        if found:
+            raise CheckpointError(f"{name} is of another state: {'; '.join(found)}.")
+        state = leaves.like(template, content.arrays)
+        return Restored(content.step, state, json.loads(content.record), skipped)
 
     def wait(self) -> None:
         """Waits until the last save is on the disk.
@@ -224,63 +213,47 @@ class Checkpoints:
             self._thread.shutdown()
             self._lock.release()
 
+    def _newest(self) -> tuple[storage.Content | None, tuple[str, ...]]:
+        """The newest whole checkpoint and why the newer ones are none."""
+        skipped: dict[int, str] = {}
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                content = storage.read(self._folder / str(step))
+            except storage.DamagedError as error:
+                skipped[step] = f"step {step}: {error}"
+                continue
+            self._damaged = set(skipped)
+            return content, tuple(skipped.values())
+        if skipped:
+            raise CheckpointError(
+                f"restore: no checkpoint in {self._folder} is whole: "
+                f"{'; '.join(skipped.values())}."
+            )
+        return None, ()
+
     def _steps(self) -> list[int]:
         names = (path.name for path in self._folder.iterdir() if path.is_dir())
-        return [int(name) for name in names if name.isdecimal()]
+        return [int(name) for name in names if name.isascii() and name.isdecimal()]
+
+    def _write(self, content: storage.Content) -> None:
+        """Runs on the thread."""
+        for step in sorted(self._damaged):
+            aside = self._folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
+            self._damaged.remove(step)
+        try:
+            storage.write(self._folder / str(content.step), content)
+            for old in sorted(self._steps())[: -self._keep]:
+                # A folder that is named by a number alone is always whole.
+                path = self._folder / str(old)
+                path.rename(f"{path}{storage.UNFINISHED}-deleted")
+        finally:
+            self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
-        for path in self._folder.glob(_UNFINISHED):
+        for path in self._folder.glob(f"*{storage.UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
-
-    def _write(self, step: int, arrays: list[np.ndarray], body: dict[str, Any]) -> None:
-        """Runs on the thread."""
-        for damaged in sorted(self._damaged):
-            aside = self._folder / f"{damaged}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self._folder / str(damaged)).rename(aside)
-            self._damaged.remove(damaged)
-        for leaf, array in zip(body["leaves"], arrays, strict=True):
-            leaf["digest"] = _digest(array)
-        text = json.dumps(body)
-        manifest = {"body": text, "digest": _digest(text.encode())}
-        items: dict[str, Any] = {"manifest": ocp.args.JsonSave(manifest)}
-        stored = {str(i): array for i, array in enumerate(arrays) if array.size}
-        if stored:
-            items["state"] = ocp.args.PyTreeSave(stored)
-        try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                checkpointer.save(
-                    self._folder / str(step), args=ocp.args.Composite(**items)
-                )
-        except BaseException:
-            self._remove_unfinished()
-            raise
-        for old in sorted(self._steps())[: -self._keep]:
-            # Renamed first: a name that is a number always means a whole checkpoint.
-            going = self._folder / f"{old}.orbax-checkpoint-tmp-deleted"
-            (self._folder / str(old)).rename(going)
-            shutil.rmtree(going)
-
-    def _checked(self, step: int, body: dict[str, Any], template: Any) -> list[Any]:
-        """The template's leaves, if the checkpoint is of such a state."""
-        held, wanted = body["fingerprint"], self._fingerprint
-        name = f"restore: checkpoint {step} in {self._folder}"
-        if held != wanted:
-            raise CheckpointError(
-                f"{name} is of another run: it has the fingerprint {held}, "
-                f"expected {wanted}."
-            )
-        leaves = _leaves(template)
-        differences = _differences(body["leaves"], _describe(leaves))
-        if differences:
-            raise CheckpointError(
-                f"{name} is of another state: " + "; ".join(differences)
-            )
-        return [leaf for _, leaf in leaves]
-
-
-class _DamagedError(Exception):
-    """Why a checkpoint cannot be used."""
 
 
 def _as_json(value: Any, what: str) -> str:
@@ -288,127 +261,3 @@ def _as_json(value: Any, what: str) -> str:
         return json.dumps(value, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise TypeError(f"Checkpoints: the {what} is no JSON: {error}.") from error
-
-
-def _digest(data: Any) -> str:
-    view = data.reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else data
-    return hashlib.blake2b(view, digest_size=16).hexdigest()
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves and their paths."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in pairs]
-    for path, leaf in leaves:
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise TypeError(
-                f"Checkpoints: leaf {path} must be an array, got {type(leaf).__name__}."
-            )
-    return leaves
-
-
-def _describe(leaves: list[tuple[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for path, leaf in leaves
-    ]
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _host_copy(path: str, leaf: Any) -> np.ndarray:
-    """The leaf's own bytes, which nobody else can change, in C order."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise ValueError(f"save: leaf {path} is on devices of other processes.")
-    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-
-
-def _differences(held: list[dict], wanted: list[dict], most: int = 5) -> list[str]:
-    """What tells two lists of leaves apart, in words."""
-
-    def texts(leaves):
-        return {leaf["path"]: f"{leaf['dtype']} {leaf['shape']}" for leaf in leaves}
-
-    ours, theirs = texts(held), texts(wanted)
-    found = [
-        f"leaf {path} holds {ours.get(path, 'nothing')}, "
-        f"expected {theirs.get(path, 'nothing')}"
-        for path in ours | theirs
-        if ours.get(path) != theirs.get(path)
-    ]
-    more = [f"and {len(found) - most} more"] if len(found) > most else []
-    return found[:most] + more
-
-
-def _read(folder: Path, item: str, args: Any) -> Any:
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(
-                folder, args=ocp.args.Composite(**{item: args})
-            )[item]
-    except Exception as error:
-        # A damaged file may fail in any way.
-        raise _DamagedError(f"{item} cannot be read: {error}") from error
-
-
-def _read_body(folder: Path, step: int) -> dict[str, Any]:
-    manifest = _read(folder, "manifest", ocp.args.JsonRestore())
-    text = manifest.get("body") if isinstance(manifest, dict) else None
-    if not isinstance(text, str) or manifest.get("digest") != _digest(text.encode()):
-        raise _DamagedError("the manifest does not match its digest")
-    body = json.loads(text)
-    if body["format"] != _FORMAT:
-        raise CheckpointError(
-            f"restore: {folder} has format {body['format']}, expected {_FORMAT}."
-        )
-    if body["step"] != step:
-        raise _DamagedError(f"it was saved as step {body['step']}")
-    return body
-
-
-def _read_arrays(folder: Path, leaves: list[dict[str, Any]]) -> list[np.ndarray]:
-    stored = {str(i) for i, leaf in enumerate(leaves) if 0 not in leaf["shape"]}
-    kind = ocp.RestoreArgs(restore_type=np.ndarray)
-    arrays: dict[str, np.ndarray] = {}
-    if stored:
-        args = ocp.args.PyTreeRestore(
-            item=dict.fromkeys(stored, 0), restore_args=dict.fromkeys(stored, kind)
-        )
-        arrays = _read(folder, "state", args)
-    for i, leaf in enumerate(leaves):
-        array = arrays.setdefault(str(i), np.zeros(0))
-        if _digest(np.ascontiguousarray(array)) != leaf["digest"]:
-            raise _DamagedError(f"leaf {leaf['path']} does not match its digest")
-    return [arrays[str(i)] for i in range(len(leaves))]
-
-
-def _like(leaf: Any, array: np.ndarray) -> Any:
-    """The array as the kind of leaf the template has, where the template has it."""
-    if 0 in leaf.shape:
-        # Orbax stores no empty arrays.
-        bare = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        array = np.zeros(bare.shape, bare.dtype)
-    if isinstance(leaf, np.ndarray | np.generic):
-        return array if isinstance(leaf, np.ndarray) else array[()]
-    value = jnp.array(array)
-    if getattr(leaf, "weak_type", False):
-        # Promotes as it did.
-        value = jnp.zeros_like(leaf).at[...].set(value)
-    if _is_key(leaf):
-        value = jax.random.wrap_key_data(value, impl=_key_impl(leaf))
-    if value.dtype != leaf.dtype:
-        raise CheckpointError(
-            f"restore: jax made {value.dtype} of {leaf.dtype}; is jax_enable_x64 on?"
-        )
-    # Put nowhere, an array is free to follow others, as it was when first made.
-    here = leaf.sharding is None or leaf.sharding == value.sharding
-    return value if here else jax.device_put(value, leaf.sharding)
-
-
-def _key_impl(leaf: Any) -> Any:
-    """The generator of a typed key, of which only the type need be there."""
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-    return found[0]
