@@ -2,8 +2,8 @@
 
 Orbax writes and reads the arrays, each checkpoint in a folder named after its step
 that appears by one atomic rename; `orbax.checkpoint.CheckpointManager` can read them
-too. What Orbax leaves open is added here: typed random keys, a digest of every leaf
-and of the record, refusal of another network's checkpoints, a lock on the folder.
+too. What Orbax leaves open is added here: typed random keys, digests of every leaf,
+record and file, refusal of another network's checkpoints, a lock on the folder.
 
 This module is not imported by `import pcjax`, which need not pay for Orbax.
 """

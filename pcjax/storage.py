@@ -2,8 +2,8 @@
 
 A checkpoint is a folder with two Orbax items: `state`, the arrays under their numbers,
 and `manifest`, a JSON text that describes them, with a digest of each and of itself.
-Orbax writes it under another name and renames it once it is whole; nothing but the
-digests tells of a byte that changed later.
+Beside them are the digests of all files, so that Orbax is never given a damaged one to
+parse. The folder has another name until it is whole.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ import orbax.checkpoint as ocp
 
 from pcjax.leaves import Leaf
 
-# Part of every name that Orbax gives to what is not whole.
-UNFINISHED = ".orbax-checkpoint-tmp"
+# Part of every name of what is not whole; Orbax adds to it for its own purposes.
+UNFINISHED = ".unfinished"
+_DIGESTS = "digests.json"
 _FORMAT = 1
 
 
@@ -67,8 +68,16 @@ def write(folder: Path, content: Content) -> None:
     stored = {str(i): array for i, array in enumerate(content.arrays) if array.size}
     if stored:
         items["state"] = ocp.args.PyTreeSave(stored)
+    unfinished = folder.with_name(folder.name + UNFINISHED)
     with _checkpointer() as checkpointer:
-        checkpointer.save(folder, args=ocp.args.Composite(**items))
+        checkpointer.save(unfinished, args=ocp.args.Composite(**items))
+    files = {
+        path.relative_to(unfinished).as_posix(): _file_digest(path)
+        for path in unfinished.rglob("*")
+        if path.is_file()
+    }
+    (unfinished / _DIGESTS).write_text(json.dumps(files))
+    unfinished.rename(folder)
 
 
 def read(folder: Path) -> Content:
@@ -83,6 +92,7 @@ def read(folder: Path) -> Content:
     Raises:
       DamagedError: if it is anything else.
     """
+    _check_files(folder)
     manifest = _read(folder, "manifest", ocp.args.JsonRestore())
     text = manifest.get("text") if isinstance(manifest, dict) else None
     if not isinstance(text, str) or manifest.get("digest") != _digest(text):
@@ -99,6 +109,20 @@ def read(folder: Path) -> Content:
         if array.size and _digest(array) != digest:
             raise DamagedError(f"leaf {leaf.path} does not match its digest")
     return Content(**body | {"leaves": leaves, "arrays": arrays})
+
+
+def _check_files(folder: Path) -> None:
+    try:
+        files = dict(json.loads((folder / _DIGESTS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedError(f"its {_DIGESTS} cannot be read: {error}") from error
+    for name, digest in files.items():
+        try:
+            found = _file_digest(folder / name)
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"its file {name} cannot be read: {error}") from error
+        if found != digest:
+            raise DamagedError(f"its file {name} does not match the digest")
 
 
 def _read_arrays(folder: Path, leaves: list[Leaf]) -> list[np.ndarray]:
@@ -151,3 +175,8 @@ def _digest(data: Any) -> str:
     found = hashlib.blake2b(kind, digest_size=16)
     found.update(data.reshape(-1).view(np.uint8))
     return found.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
