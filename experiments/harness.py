@@ -13,7 +13,6 @@ checkpoints/, so that a killed run goes on where it was.
 """
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -36,6 +35,7 @@ from rich.table import Table
 
 import pcjax
 from experiments import data
+from pcjax.locks import FolderLock
 
 Preset = Literal["smoke", "cpu", "paper"]
 _NUMBERS = re.compile(r"\[(?:null|[-+.\deE,\s])*\]")  # lists that go on one line
@@ -98,7 +98,7 @@ class Experiment(NamedTuple):
       name: of its module in `experiments`.
       paper: the figures and tables it is about.
       title: what is measured, in one line.
-      sizes: how much is measured, by preset.
+      sizes: how much is measured, by preset; or functions of the config of it.
       measure: `(config, size, run) -> results`, in JSON types.
       plot: `(results, folder)`: draws the figures.
       claims: `results -> [Claim]`.
@@ -159,6 +159,8 @@ def execute(experiment: Experiment, config: Any) -> dict:
         folder are.
     """
     size = experiment.sizes[config.preset]
+    if callable(size):
+        size = size(config)
     if config.seeds is not None:
         size = dataclasses.replace(size, seeds=config.seeds)
     header = _header(experiment, config, size)
@@ -230,12 +232,9 @@ def _finished(folder: Path, header: dict) -> dict | None:
         if not path.exists():
             continue
         found = json.loads(path.read_text())
-        different = [key for key in header if found.get(key) != header[key]]
+        different = _differences(found, header)
         if different:
-            changes = "; ".join(
-                f"{key}: there {found.get(key)}, asked for {header[key]}"
-                for key in different
-            )
+            changes = "; ".join(different)
             raise ValueError(
                 f"{folder} holds a run of other settings ({changes}). Name another "
                 "folder with --out, or delete it."
@@ -244,19 +243,32 @@ def _finished(folder: Path, header: dict) -> dict | None:
     return None
 
 
+def _differences(found: dict, header: dict, prefix: str = "") -> list[str]:
+    """What another run's header says otherwise."""
+    rows = []
+    for key, asked in header.items():
+        there = found.get(key)
+        if isinstance(asked, dict) and isinstance(there, dict):
+            rows += _differences(there, asked, f"{prefix}{key}.")
+        elif there != asked:
+            rows.append(f"{prefix}{key} is {there} there, {asked} here")
+    return rows
+
+
 @contextmanager
 def _locked(folder: Path):
     """Keeps other processes out of the folder as long as this one lives."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is writing to {folder}. Wait for it, or name "
-                "another folder with --out."
-            ) from None
+    try:
+        lock = FolderLock(folder)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{folder}: {error}. Wait for it, or name another folder with --out."
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def claims_table(experiment: Experiment, found: dict) -> Table:

@@ -112,7 +112,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
 
 def first_iterations(errors: Any) -> list[int | None]:
     """The iteration at which every layer's error is first above 0, in all seeds."""
-    reached = (report.array(errors) > 0).all(0)
+    reached = np.all(report.array(errors) > 0, axis=0)
     return [int(row.argmax()) if row.any() else None for row in reached.T]
 
 

@@ -22,11 +22,7 @@ from experiments.report import Live
 from experiments.settings import Settings
 from experiments.tasks import Task
 from pcjax import training
-
-try:
-    from pcjax.checkpoints import Checkpoints
-except ImportError:
-    Checkpoints = None
+from pcjax.checkpoints import Checkpoints
 
 CHECKPOINT_SECONDS = 20.0  # at least so long between checkpoints of a trainer
 
@@ -128,9 +124,7 @@ class Trainer:
             {"method": method.name, "settings": dataclasses.asdict(settings)}
             | self._hyper._asdict()
         )
-        self._checkpoints = (
-            folder and Checkpoints and Checkpoints(folder, fingerprint=fingerprint)
-        )
+        self._checkpoints = folder and Checkpoints(folder, fingerprint=fingerprint)
         self._saved = time.perf_counter()
         if self._checkpoints and (found := self._checkpoints.restore(self._state)):
             self._state = found.state
@@ -286,6 +280,11 @@ def train_methods(
     trained = run.part(part, compute)
     shutil.rmtree(run.checkpoints(part), ignore_errors=True)
     return trained
+
+
+def constantly(hyper: Hyper) -> Callable[[Method], Hyper]:
+    """The same hyper-parameters for every method."""
+    return lambda method: hyper
 
 
 def timeless(run: Run, part: str, trained: dict[str, Curves]) -> dict[str, Curves]:

@@ -1,141 +1,234 @@
-"""The mean magnitude of the updates of every weight matrix (Figure 2).
+"""The mean magnitude of the updates of every weight matrix (Figures 2 and 9).
 
-python -m experiments.update_magnitudes --dataset cifar10 --data-dir DIR
+python -m experiments.update_magnitudes
+python -m experiments.update_magnitudes --preset cpu --net conv --data-dir DIR
 
 Without an optimizer the updates of the first matrices are far smaller than those of
-the last; MQ makes them equal with one scalar a matrix, Adam with two numbers a
+the last; MQ makes them alike with one scalar a matrix, Adam with two numbers a
 weight. A network is trained with each; after the warm-up, `mean |W_new - W_old|` is
 averaged over the iterations.
 """
 
-import json
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments import data, report, runner
-from experiments.methods import METHODS, SETTINGS, Method, Settings
-from pcjax import training
+import pcjax
+from experiments import methods, report
+from experiments.harness import Claim, Experiment, Options, Run, execute
+from experiments.methods import Method
+from experiments.settings import Settings, settings
+from experiments.tasks import Task, make_task
+from pcjax import normalised, training
+
+METHODS = ("IL", "IL-MQ", "IL-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
 
 
 @dataclass(frozen=True)
-class Config:
+class Size:
+    """How much is trained."""
+
+    seeds: int = 5
+    iterations: int = 10_000
+    warm_up: int = 1_000
+
+
+@dataclass(frozen=True)
+class Config(Options):
     """Measures the magnitude of the updates of every weight matrix."""
 
-    dataset: str = "digits"
-    """digits (built in), cifar10, svhn_cropped, mnist or fashion_mnist."""
-    data_dir: Path | None = None
-    """The folder of prepared TFDS data sets; digits needs none."""
-    iterations: int = 1000
-    """Training iterations; the paper's figure has 10,000."""
-    warmup: int = 200
-    """Iterations that are not averaged; the paper's figure leaves out 1,000."""
-    methods: tuple[str, ...] = ("SeqIL", "SeqIL-MQ", "SeqIL-Adam")
-    """The methods to compare."""
-    seed: int = 0
-    """Decides all randomness."""
-    out: Path = Path("out/update_magnitudes")
-    """Where summary.json and magnitudes.png go."""
+    net: Literal["mlp", "conv"] = "mlp"
+    """Which of the paper's nets."""
+    iterations: int | None = None
+    """Training iterations, in the place of the preset's."""
 
 
-def measure(
-    method: Method, task: runner.Task, settings: Settings, config: Config
-) -> np.ndarray:
-    """The averaged magnitude of the updates of every weight matrix, [L]."""
-    tx = method.optimizer(settings.learning_rates[method.name], settings)
-    update = method.rule(task.network, task.output, tx, settings)
-    key = jax.random.key(config.seed)
-    inputs, _ = task.prepare(task.train.images[:1], task.train.labels[:1])
-    state = training.init_state(task.network, tx, key, inputs)
+def normalised_steps(network, output, tx, settings, step_size):
+    """IL whose matrices step by `1 / (mean ||h_l||^2 + 1)`, the authors' baseline."""
+
+    def record(state):
+        return normalised.squared_norms(network, state.activities)
+
+    grad_fn = pcjax.value_and_grad(
+        network,
+        pcjax.simultaneous(settings.il_num_steps, step_size),
+        output=output,
+        clamp=pcjax.soft_clamp(settings.clamp),
+        trace=record,
+    )
+
+    def update(params, opt_state, inputs, targets):
+        value, grads = grad_fn(params, inputs, targets)
+        norms = [norm[-1] for norm in value[1].trace]
+        updates, opt_state = tx.update(grads, opt_state, params, squared_norms=norms)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    return update
+
+
+def _normalised(learning_rate: Any, settings: Settings) -> Any:
+    del learning_rate, settings
+    return optax.chain(normalised.scale_by_squared_norms(), optax.sgd(1.0))
+
+
+NORMALISED = Method(
+    "IL-norm", normalised_steps, _normalised, lambda settings: settings.il_step_size
+)
+
+
+def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
+    """Trains with every method and averages the updates, a part for each seed."""
+    if config.iterations is not None:
+        warm_up = min(size.warm_up, config.iterations // 5)
+        size = dataclasses.replace(size, iterations=config.iterations, warm_up=warm_up)
+    if not 0 <= size.warm_up < size.iterations:
+        raise ValueError(
+            "expected a warm-up shorter than the iterations, got "
+            f"{size.warm_up} and {size.iterations}."
+        )
+    found = settings(config.net, config.dataset_name)
+    task = make_task(config.net, config.load(), found)
+    # The normalised step is one of dense layers.
+    chosen = [NORMALISED] if config.net == "mlp" else []
+    chosen += methods.select(METHODS)
+    keys = jax.random.split(jax.random.key(config.seed), size.seeds)
+    found_of: dict[str, list] = {}
+    with report.progress_bar() as bar:
+        total = bar.add_task("", total=len(chosen) * len(keys))
+        for method in chosen:
+            bar.update(total, description=method.name)
+            train = trainer(method, task, found, size)
+            found_of[method.name] = []
+            for index, key in enumerate(keys):
+                part = f"{method.name}-{index}"
+                found_of[method.name].append(run.part(part, partial(train, key)))
+                bar.advance(total)
+    return {
+        "dataset": config.dataset_name,
+        "net": config.net,
+        "settings": dataclasses.asdict(found),
+        "iterations": size.iterations,
+        "warm_up": size.warm_up,
+        "magnitudes": found_of,  # [seeds, L] each
+        "ratios": {name: ratios(rows) for name, rows in found_of.items()},
+    }
+
+
+def trainer(method: Method, task: Task, settings: Settings, size: Size) -> Any:
+    """A compiled function `key -> mean magnitudes [L]` of a whole training."""
+    rate, step_size = method.hyper(settings) if method is not NORMALISED else (1, None)
+    if step_size is None:
+        step_size = method.step_size(settings)
+    tx = method.optimizer(rate, settings)
+    update = method.rule(task.network, task.output, tx, settings, step_size)
+    images, labels = task.train
 
     @jax.jit
-    def train(state):
-        def iterate(carry, key):
-            params, opt_state = carry
+    def train(key):
+        state = training.init_state(task.network, tx, key, task.example())
+
+        def iterate(carry, t):
+            params, opt_state, total = carry
             index = jax.random.randint(
-                key, (settings.batch_size,), 0, len(task.train.images)
+                jax.random.fold_in(state.key, t),
+                (settings.batch_size,),
+                0,
+                len(images),
             )
-            batch = task.prepare(task.train.images[index], task.train.labels[index])
-            moved, opt_state, _ = update(params, opt_state, *batch)
+            moved, opt_state, _ = update(
+                params, opt_state, *task.prepare(images[index], labels[index])
+            )
             magnitudes = [
                 jnp.mean(jnp.abs(new["kernel"] - old["kernel"]))
                 for new, old in zip(moved, params, strict=True)
             ]
-            return (moved, opt_state), jnp.stack(magnitudes)
+            counted = t >= size.warm_up
+            return (moved, opt_state, total + counted * jnp.stack(magnitudes)), None
 
-        keys = jax.random.split(state.key, config.iterations)
-        return jax.lax.scan(iterate, (state.params, state.opt_state), keys)[1]
+        total = jnp.zeros(len(task.network.layers))
+        carry = state.params, state.opt_state, total
+        (_, _, total), _ = jax.lax.scan(iterate, carry, jnp.arange(size.iterations))
+        return total / (size.iterations - size.warm_up)
 
-    return np.asarray(train(state))[config.warmup :].mean(0)
+    return train
 
 
-def main(config: Config) -> None:
-    """Measures every method, prints a table and writes the results."""
-    known = {method.name: method for method in METHODS}
-    unknown = sorted(set(config.methods) - set(known))
-    if unknown or not 0 <= config.warmup < config.iterations:
-        raise SystemExit(
-            f"expected methods of {list(known)} and a warm-up shorter than the "
-            f"iterations, got {unknown}, {config.warmup} and {config.iterations}."
+def ratios(magnitudes: Sequence[Sequence[float]]) -> list[float]:
+    """Largest over smallest magnitude of the matrices, for every seed."""
+    rows = report.array(magnitudes)
+    return (rows.max(1) / rows.min(1)).tolist()
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """The ratios of every method, and by how much MQ and Adam lower them."""
+    found = {name: report.array(rows) for name, rows in results["ratios"].items()}
+    rows = [
+        Claim(
+            f"{name}: mean absolute update of the matrices; largest / smallest",
+            "figures, no numbers",
+            ", ".join(
+                f"{value:.1e}"
+                for value in report.array(results["magnitudes"][name]).mean(0)
+            )
+            + f"; {report.mean_std(values, digits=1)}",
         )
-    try:
-        images = data.load(config.dataset, config.data_dir)
-    except (ValueError, data.DatasetError) as error:
-        raise SystemExit(str(error)) from error
-    settings = SETTINGS[config.dataset]
-    task = runner.mlp_task(images, settings)
-    layers = len(task.network.layers)
-    table = Table(
-        "method", *(f"W{index}" for index in range(layers)), "largest/smallest"
-    )
-    summary = report.provenance(config, settings) | {"methods": []}
-    config.out.mkdir(parents=True, exist_ok=True)
-    for name in config.methods:
-        magnitudes = measure(known[name], task, settings, config)
-        ratio = float(magnitudes.max() / magnitudes.min())
-        summary["methods"].append(
-            {
-                "name": name,
-                "magnitudes": magnitudes.tolist(),
-                "largest_to_smallest": ratio,
-                "last_to_first": float(magnitudes[-1] / magnitudes[0]),
-            }
-        )
-        table.add_row(name, *(f"{m:.2e}" for m in magnitudes), f"{ratio:.1f}")
-        (config.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    Console().print(table)
-    plot(summary, config.out / "magnitudes.png")
+        for name, values in found.items()
+    ]
+    pairs = [("IL-norm", "IL-MQ"), ("IL", "IL-MQ"), ("IL", "IL-Adam")]
+    pairs += [("SeqIL", "SeqIL-MQ"), ("SeqIL", "SeqIL-Adam")]
+    for plain, optimized in pairs:
+        if plain in found:
+            factor = found[plain].mean() / found[optimized].mean()
+            rows.append(
+                Claim(
+                    f"the ratio falls from {plain} to {optimized}",
+                    "section 4",
+                    f"{factor:.1f} times smaller",
+                    bool(factor > 1),
+                )
+            )
+    return rows
 
 
-def plot(summary: dict, path: Path) -> None:
-    """Draws the magnitudes of every method against the matrix."""
-    import matplotlib
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """The magnitudes of every method against the matrix."""
+    groups = [
+        [name for name in results["magnitudes"] if name.startswith(kind)]
+        for kind in ("IL", "SeqIL")
+    ]
+    with report.figure(folder / "magnitudes.png", columns=2, sharey=True) as panels:
+        for panel, names in zip(panels[0], groups, strict=True):
+            for name in names:
+                rows = report.array(results["magnitudes"][name]).T
+                report.band(panel, range(len(rows)), rows, name)
+            panel.set(xlabel="weight matrix", yscale="log", xticks=range(len(rows)))
+            panel.legend(frameon=False)
+        panels[0, 0].set_ylabel("mean absolute update")
+        panels[0, 0].set_title(f"{results['dataset']}, {results['net']}")
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
-    for row in summary["methods"]:
-        axes.plot(row["magnitudes"], label=row["name"], **report.STYLES[row["name"]])
-    axes.set(
-        xlabel="weight matrix",
-        ylabel="mean absolute update",
-        yscale="log",
-        title=summary["config"]["dataset"],
-        xticks=range(len(summary["methods"][0]["magnitudes"])),
-    )
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
+EXPERIMENT = Experiment(
+    name="update_magnitudes",
+    paper="Figures 2 and 9",
+    title="Mean absolute updates",
+    sizes={
+        "smoke": Size(seeds=2, iterations=150, warm_up=50),
+        "cpu": Size(seeds=1, iterations=1_000, warm_up=200),
+        "paper": Size(),
+    },
+    measure=measure,
+    plot=plot,
+    claims=claims,
+)
+main = partial(execute, EXPERIMENT)
 
 if __name__ == "__main__":
     main(tyro.cli(Config))
