@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     test: list[float]
 
 
-def points(rates: Sequence[float], step_sizes: Sequence[float]) -> list[Hyper]:
+def points(rates: Sequence[Any], step_sizes: Sequence[Any]) -> list[Hyper]:
     """All pairs, learning rates outside."""
     return [Hyper(*pair) for pair in itertools.product(rates, step_sizes)]
 
@@ -41,7 +41,8 @@ def runs(grid: Sequence[Hyper], keys: jax.Array) -> tuple[Hyper, jax.Array]:
     Returns:
       The hyper-parameters and the keys, [P S] each.
     """
-    repeat = [jnp.repeat(jnp.array(column), len(keys)) for column in zip(*grid)]  # noqa: B905
+    columns = zip(*grid, strict=True)
+    repeat = [jnp.repeat(jnp.array(column), len(keys)) for column in columns]
     return Hyper(*repeat), jnp.tile(keys, len(grid))
 
 

@@ -1,0 +1,153 @@
+"""Loss and accuracy against wall-clock seconds (Figure 10).
+
+python -m experiments.training_time
+python -m experiments.training_time --preset cpu --data-dir DIR
+
+The paper's three nets. Methods take turns epoch by epoch on the same machine; seconds
+are those of training, without compilation and evaluation. They are what this
+experiment is about, so that its results are the only ones that two runs do not share.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments import report
+from experiments.harness import Claim, Experiment, Options, Run, execute
+from experiments.methods import select
+from experiments.runner import train_methods
+from experiments.settings import Net, settings
+from experiments.tasks import make_task
+
+METHODS = ("BP", "BP-Adam", "IL", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
+NETS: tuple[Net, ...] = ("mlp", "conv", "autoencoder")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained, by net; None stands for what the paper's settings say."""
+
+    seeds: int = 1
+    epochs: tuple[int | None, ...] = (None, None, None)
+    train_images: tuple[int | None, ...] = (None, None, None)
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Trains the paper's three nets against the clock."""
+
+    methods: tuple[str, ...] = METHODS
+    """The methods to train."""
+
+
+def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
+    """All methods on every net, a part for each net."""
+    images = config.load()
+    found: dict[str, Any] = {}
+    for net, epochs, count in zip(NETS, size.epochs, size.train_images, strict=True):
+        chosen = settings(net, config.dataset_name)
+        total = len(images.train.labels)
+        task = make_task(net, images, chosen, train_images=min(count or total, total))
+        trained = train_methods(
+            run,
+            net,
+            task,
+            select(config.methods),
+            chosen,
+            jax.random.split(jax.random.key(config.seed), size.seeds),
+            epochs=epochs,
+        )
+        found[net] = {
+            "settings": dataclasses.asdict(chosen),
+            "train_images": len(task.train.labels),
+            "methods": trained,
+        }
+    return {"dataset": config.dataset_name, "nets": found}
+
+
+def clock(curves: dict[str, Any]) -> np.ndarray:
+    """Seconds of training until the end of every epoch, [epochs].
+
+    Every epoch counts as the median one: an epoch is the same work each time, and
+    other programs on the machine would bend the axis.
+    """
+    seconds = report.array(curves["seconds"])
+    return np.median(seconds) * np.arange(1, len(seconds) + 1)
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Time of an epoch against backprop's, and the time to backprop's best loss."""
+    rows = []
+    for net, found in results["nets"].items():
+        trained = found["methods"]
+        if "BP" not in trained:
+            continue
+        base = report.array(trained["BP"]["seconds"])
+        best = report.array(trained["BP"]["test"]["loss"]).mean(1).min()
+        total = clock(trained["BP"])[-1]
+        for name, curves in trained.items():
+            ratio = np.median(report.array(curves["seconds"]) / base)
+            loss = report.array(curves["test"]["loss"]).mean(1)
+            reached = np.flatnonzero(loss <= best)
+            when = (
+                f"reaches BP's best test loss after {clock(curves)[reached[0]]:.1f} s "
+                f"(BP trained {total:.1f} s)"
+                if len(reached)
+                else "does not reach BP's best test loss"
+            )
+            rows.append(
+                Claim(
+                    f"{net}, {name}: time of an epoch over BP's, median",
+                    "Figure 10 (no numbers)",
+                    f"{ratio:.2f}; {when}",
+                )
+            )
+    return rows
+
+
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """Test loss, and accuracy where there is one, against seconds."""
+    with report.figure(folder / "time.png", rows=2, columns=len(NETS)) as panels:
+        for column, (net, found) in zip(panels.T, results["nets"].items(), strict=True):
+            upper, lower = column
+            for name, curves in found["methods"].items():
+                seconds, test = clock(curves), curves["test"]
+                report.band(upper, seconds, test["loss"], name)
+                values = (
+                    100 * report.array(test["top1"])
+                    if "top1" in test
+                    else curves["train_loss"]
+                )
+                report.band(lower, seconds, values, name)
+            unit = "BCE a pixel" if net == "autoencoder" else "nats"
+            upper.set(ylabel=f"test loss ({unit})", xscale="log")
+            upper.set_title(f"{results['dataset']}, {net}")
+            label = "training loss (BCE an image)"
+            lower.set_ylabel(label if net == "autoencoder" else "test accuracy (%)")
+            lower.set(xlabel="seconds of training", xscale="log")
+        report.legend_beside(panels[0, -1])
+
+
+EXPERIMENT = Experiment(
+    name="training_time",
+    paper="Figure 10",
+    title="Loss against seconds",
+    sizes={
+        "smoke": Size(epochs=(2, 2, 2), train_images=(640, 640, 640)),
+        "cpu": Size(epochs=(8, 8, 6), train_images=(20_000, 5_000, 10_000)),
+        "paper": Size(),
+    },
+    measure=measure,
+    plot=plot,
+    claims=claims,
+)
+main = partial(execute, EXPERIMENT)
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

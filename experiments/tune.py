@@ -1,0 +1,192 @@
+"""A grid of learning rates and step sizes as one vmapped program, chosen twice.
+
+python -m experiments.tune
+python -m experiments.tune --preset cpu --data-dir DIR --methods SeqIL-MQ BP
+
+Every method is trained with every point of the grid and every seed at once. Reported
+side by side: the paper's protocol, which picks the rate and the epoch by the test set
+itself, and the honest one, which picks both by images held out of the training set.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments import grid, report
+from experiments.harness import Claim, Experiment, Options, Run, execute
+from experiments.methods import Hyper, Method, select
+from experiments.runner import constantly, timeless, train_methods
+from experiments.settings import Net, Settings, settings
+from experiments.tasks import make_task
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained; None stands for what the paper's settings say."""
+
+    seeds: int = 5
+    epochs: int | None = None
+    train_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Searches learning rates and step sizes by the test set and by validation."""
+
+    net: Net = "mlp"
+    """Which of the paper's nets."""
+    methods: tuple[str, ...] = ("BP", "BP-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
+    """The methods to tune."""
+    rates: tuple[float, ...] = ()
+    """Learning rates; by default the factors below times that of the settings."""
+    factors: tuple[float, ...] = (1 / 3, 1.0, 3.0)
+    """Multiples of the settings' learning rate."""
+    step_sizes: tuple[float, ...] = ()
+    """Step sizes of inference; by default that of the settings alone."""
+    held_out: float = 0.1
+    """The part of the training images that is held out for validation."""
+
+
+def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
+    """A part for every method."""
+    found = settings(config.net, config.dataset_name)
+    images = config.load()
+    total = len(images.train.labels)
+    task = make_task(
+        config.net,
+        images,
+        found,
+        train_images=min(size.train_images or total, total),
+        validation=config.held_out,
+    )
+    keys = jax.random.split(jax.random.key(config.seed), size.seeds)
+    kind = "loss" if config.net == "autoencoder" else "top1"
+    results = {}
+    for method in select(config.methods):
+        points = _points(config, method, found)
+        hyper, repeated = grid.runs(points, keys)
+        trained = train_methods(
+            run,
+            method.name,
+            task,
+            [method],
+            found,
+            repeated,
+            epochs=size.epochs,
+            hyper=constantly(hyper),
+        )
+        curves = timeless(run, method.name, trained)[method.name]
+        results[method.name] = {
+            "points": [point._asdict() for point in points],
+            "protocols": _protocols(curves, kind, len(points)),
+            # Best epoch of every point, mean over seeds.
+            "best": {
+                name: _best(curves[name][kind], kind, len(points))
+                for name in ("test", "validation")
+            },
+        }
+    return {
+        "dataset": config.dataset_name,
+        "net": config.net,
+        "measure": kind,
+        "settings": dataclasses.asdict(found),
+        "methods": results,
+    }
+
+
+def _points(config: Config, method: Method, found: Settings) -> list[Hyper]:
+    own = method.hyper(found)
+    rates = config.rates or [factor * own.learning_rate for factor in config.factors]
+    # Backprop has no inference whose steps could have a size.
+    learns = method.name not in ("BP", "BP-Adam")
+    return grid.points(rates, (config.step_sizes if learns else ()) or (own.step_size,))
+
+
+def _protocols(curves: dict, kind: str, count: int) -> dict[str, Any]:
+    test = curves["test"][kind]
+    return {
+        name: grid.choose(by, test, count, higher_is_better=kind != "loss")._asdict()
+        for name, by in (
+            ("best test epoch", test),
+            ("validation", curves["validation"][kind]),
+        )
+    }
+
+
+def _best(values: Any, kind: str, count: int) -> np.ndarray:
+    rows = report.array(values).reshape(len(values), count, -1)
+    return (rows.min(0) if kind == "loss" else rows.max(0)).mean(-1)
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Both protocols side by side."""
+    scale, digits = (1.0, 4) if results["measure"] == "loss" else (100.0, 2)
+    unit = "BCE a pixel" if results["measure"] == "loss" else "accuracy, %"
+    rows = []
+    for name, found in results["methods"].items():
+        for protocol, choice in found["protocols"].items():
+            point = found["points"][choice["point"]]
+            rows.append(
+                Claim(
+                    f"{name}, chosen by {protocol}: test {unit}",
+                    "-",
+                    f"{report.mean_std(choice['test'], scale, digits)} "
+                    f"(rate {point['learning_rate']:.3g}, eps {point['step_size']:.3g},"
+                    f" epochs {choice['epochs']})",
+                )
+            )
+    return rows
+
+
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """The best epoch of every point against the learning rate, by either set."""
+    methods = results["methods"]
+    scale = 1 if results["measure"] == "loss" else 100
+    colors = [report.STYLES[name]["color"] for name in ("SeqIL", "IL", "iPC", "BP")]
+    with report.figure(
+        folder / "grid.png", columns=len(methods), figsize=(3.1 * len(methods), 3.2)
+    ) as panels:
+        for panel, (name, found) in zip(panels[0], methods.items(), strict=True):
+            rates = np.array([point["learning_rate"] for point in found["points"]])
+            steps = np.array([point["step_size"] for point in found["points"]])
+            for index, eps in enumerate(dict.fromkeys(steps)):
+                for kind, line in (("test", "-"), ("validation", ":")):
+                    values = scale * report.array(found["best"][kind])[steps == eps]
+                    panel.plot(
+                        rates[steps == eps],
+                        values,
+                        line,
+                        marker="o",
+                        markersize=4,
+                        color=colors[index % len(colors)],
+                        label=f"eps {eps:g}, {kind}",
+                    )
+            panel.set(xscale="log", xlabel="learning rate", title=name)
+        label = "loss" if results["measure"] == "loss" else "accuracy (%)"
+        panels[0, 0].set_ylabel(f"best {label}")
+        report.legend_beside(panels[0, -1])
+
+
+EXPERIMENT = Experiment(
+    name="tune",
+    paper="the grid searches of A.5",
+    title="Rates chosen by the test set and by validation",
+    sizes={
+        "smoke": Size(seeds=2, epochs=2, train_images=640),
+        "cpu": Size(seeds=2, epochs=5, train_images=10_000),
+        "paper": Size(),
+    },
+    measure=measure,
+    plot=plot,
+    claims=claims,
+)
+main = partial(execute, EXPERIMENT)
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
