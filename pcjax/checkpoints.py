@@ -48,7 +48,8 @@ class Checkpoints:
     """The last checkpoints of one training run, in a folder of their own.
 
     A context manager. Close it: a save that is still running when the interpreter
-    exits may be lost. Only one `Checkpoints` at a time may use a folder.
+    exits may be lost. Only one `Checkpoints` at a time may use a folder, also to read.
+    The disk needs room for one checkpoint more than are kept.
 
     Example:
       ```
@@ -232,7 +233,12 @@ class Checkpoints:
         return None, ()
 
     def _steps(self) -> list[int]:
-        names = (path.name for path in self._folder.iterdir() if path.is_dir())
+        try:
+            names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        except OSError as error:
+            raise CheckpointError(
+                f"Checkpoints: cannot read the folder {self._folder}: {error}."
+            ) from error
         return [int(name) for name in names if name.isascii() and name.isdecimal()]
 
     def _write(self, content: storage.Content) -> None:

@@ -598,6 +598,17 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
             Checkpoints(path)
 
 
+def test_a_folder_that_is_gone_is_reported(tmp_path):
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        shutil.rmtree(tmp_path / "run")
+        for call in (
+            lambda: checkpoints.save(1, _state(1)),
+            lambda: checkpoints.restore(_state(0)),
+        ):
+            with pytest.raises(CheckpointError, match="cannot read the folder"):
+                call()
+
+
 @pytest.mark.parametrize("call", ["save", "wait", "close", "restore"])
 def test_a_failed_save_is_raised_by_the_next_call(tmp_path, call):
     checkpoints = Checkpoints(tmp_path)
