@@ -1,0 +1,126 @@
+"""Runs every experiment of the paper and writes one report.
+
+python -m experiments.reproduce
+python -m experiments.reproduce --preset cpu --data-dir DIR
+python -m experiments.reproduce --preset paper --dataset cifar10 --data-dir DIR
+
+What is already done is not done again, and what was interrupted goes on, so that the
+command can be repeated until everything is there. The report sets each number beside
+the paper's: report.md, and report.html with the figures in it.
+"""
+
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from experiments import page
+from experiments.harness import Options, execute
+
+
+@dataclass(frozen=True)
+class Job:
+    """An experiment with its options.
+
+    Attributes:
+      module: its name.
+      options: fields of its `Config` besides those of `Options`.
+      net: the net it is about, for the name of its folder; "" if it has all.
+      dataset: the only data set it is for; None takes the one that is asked for.
+      data: whether it looks at images at all.
+    """
+
+    module: str
+    options: dict[str, Any] = field(default_factory=dict)
+    net: str = ""
+    dataset: str | None = None
+    data: bool = True
+
+    def folder(self, out: Path, dataset: str) -> Path:
+        """Where it writes: out/MODULE/DATASET-NET."""
+        name = "-".join(
+            part for part in (dataset if self.data else "", self.net) if part
+        )
+        return out / self.module / name if name else out / self.module
+
+
+def _net(module: str, net: str, dataset: str | None = None) -> Job:
+    return Job(module, {"net": net}, net, dataset)
+
+
+JOBS = (
+    Job("costs", data=False),
+    Job("inference_errors"),
+    Job("proximal_objective"),
+    _net("update_magnitudes", "mlp"),
+    _net("update_magnitudes", "conv"),
+    Job("inference_iterations"),
+    _net("classification", "mlp"),
+    _net("classification", "conv"),
+    _net("classification", "conv", "tiny_imagenet"),
+    Job("autoencoder"),
+    Job("training_time"),
+)
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Runs every experiment of the paper and writes one report."""
+
+    only: tuple[str, ...] = ()
+    """Run only these experiments, by name."""
+
+
+def main(config: Config) -> list[page.Section]:
+    """Runs what is left to do, and writes the report after every experiment.
+
+    Raises:
+      SystemExit: if an experiment is not known, or none could be run.
+    """
+    known = list(dict.fromkeys(job.module for job in JOBS))
+    if unknown := sorted(set(config.only) - set(known)):
+        raise SystemExit(f"--only: expected some of {known}, got {unknown}.")
+    out = config.out or Path("out/reproduce") / config.preset
+    jobs = [job for job in JOBS if not config.only or job.module in config.only]
+    if config.preset == "smoke" and config.dataset_name != "tiny_imagenet":
+        jobs = [job for job in jobs if job.dataset is None]
+    console = Console()
+    sections: list[page.Section] = []
+    for number, job in enumerate(jobs, 1):
+        console.rule(f"{number} of {len(jobs)}: {job.module} {job.net}")
+        sections.append(_run(job, config, out))
+        page.write(out, config.preset, sections)
+    console.print(f"Report: {out / 'report.md'} and {out / 'report.html'}")
+    if not any(section.found for section in sections):
+        raise SystemExit("No experiment could be run: see above.")
+    return sections
+
+
+def _run(job: Job, config: Config, out: Path) -> page.Section:
+    """Runs an experiment; what is wrong with it becomes part of the report."""
+    module = importlib.import_module(f"experiments.{job.module}")
+    dataset = job.dataset or config.dataset_name
+    folder = job.folder(out, dataset)
+    options = {
+        entry.name: getattr(config, entry.name) for entry in dataclasses.fields(Options)
+    }
+    options |= {"dataset": dataset, "out": folder, **job.options}
+    experiment = module.EXPERIMENT
+    try:
+        found = execute(experiment, module.Config(**options))
+    except SystemExit as error:
+        Console().print(f"Not run: {error}", style="bold", highlight=False)
+        return page.Section(experiment.title, experiment.paper, folder, str(error))
+    run = json.loads((folder / "run.json").read_text())
+    return page.Section(
+        experiment.title, experiment.paper, folder, found=found, run=run
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

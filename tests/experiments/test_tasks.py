@@ -1,0 +1,68 @@
+"""Settings, tasks and methods of the experiments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments.methods import METHODS, select
+from experiments.settings import _SETTINGS, settings
+from experiments.tasks import make_task
+
+
+def test_every_method_has_a_rate_everywhere():
+    for found in _SETTINGS.values():
+        assert set(found.learning_rates) == {method.name for method in METHODS}
+
+
+def test_settings_of_the_paper():
+    mlp, conv = settings("mlp", "svhn_cropped"), settings("conv", "cifar10")
+    assert (mlp.learning_rates["BP"], mlp.learning_rates["SeqIL"]) == (0.019, 1.0)
+    assert (mlp.epochs, mlp.low, mlp.bp_decay) == (70, 0.0, 3e-5)
+    assert conv.learning_rates["SeqIL-MQ"] == 2.2e-4
+    assert (conv.epochs, conv.low, conv.bp_decay, conv.mq_decay) == (45, -1, 0, 0.999)
+    tiny = settings("conv", "tiny_imagenet")
+    assert (tiny.num_steps, tiny.step_size, tiny.epochs) == (4, 0.05, 20)
+    assert settings("autoencoder", "cifar10").num_steps == 6
+    with pytest.raises(ValueError, match=r"'mlp' on 'tiny_imagenet', only on \['cifar"):
+        settings("mlp", "tiny_imagenet")
+
+
+def test_select():
+    assert [m.name for m in select(["BP", "iPC"])] == ["BP", "iPC"]
+    with pytest.raises(ValueError, match=r"methods of \['BP'.*got \['Adam'\]"):
+        select(["BP", "Adam"])
+    with pytest.raises(ValueError, match="got none"):
+        select([])
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv", "autoencoder"])
+def test_task(net):
+    images = data.load("digits")
+    task = make_task(net, images, settings(net, "digits"))
+    inputs, targets = task.prepare(task.train.images[:3], task.train.labels[:3])
+    example = task.example()
+    assert (example.shape[1:], example.dtype) == (inputs.shape[1:], inputs.dtype)
+    params = task.network.init(jax.random.key(0), inputs)
+    assert task.network.apply(params, inputs).shape == targets.shape
+    assert float(inputs.min()) == pytest.approx(settings(net, "digits").low)
+    assert float(inputs.max()) == pytest.approx(settings(net, "digits").high)
+
+
+def test_a_part_of_the_training_set():
+    images = data.load("digits")
+    found = settings("mlp", "digits")
+    small = make_task("mlp", images, found, train_images=203)
+    large = make_task("mlp", images, found, train_images=400, validation=0.25)
+    counts = np.bincount(small.train.labels, minlength=10)
+    assert counts.tolist() == [21, 21, 21] + [20] * 7
+    assert (len(large.train.labels), len(large.validation.labels)) == (300, 100)
+    assert len(large.test.labels) == len(images.test.labels)
+    # The smaller part is in the larger one, and nothing is held out twice.
+    pixels = {image.tobytes() for image in np.asarray(small.train.images)}
+    both = [np.asarray(part.images) for part in (large.train, large.validation)]
+    assert pixels <= {image.tobytes() for image in np.concatenate(both)}
+    assert jnp.bincount(large.validation.labels, length=10).tolist() == [10] * 10
+    with pytest.raises(ValueError, match="1 to 1442 training images, got 2000"):
+        make_task("mlp", images, found, train_images=2000)
