@@ -38,7 +38,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         by_depth.set(xlabel="weight matrices L", ylabel="matrix products per iteration")
         by_steps.set(xlabel="inference iterations T", title=f"L = {depth}")
         for panel in (by_depth, by_steps):
-            panel.set_yscale("log")
+            panel.set_ylim(0)
             report.whole_numbers(panel)
         by_depth.legend(frameon=False, fontsize=8)
         _memory(memory, next(iter(results["nets"].items())))
@@ -71,7 +71,10 @@ def _memory(panel: Any, net: tuple[str, list[dict]]) -> None:
         panel.barh(list(MEMORY), widths, left=left, color=colour, label=label)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     panel.invert_yaxis()
-    panel.set(xlabel="bytes / bytes of the parameters M", title=name)
+    panel.set(xlabel="bytes / bytes of the parameters M", title=f"{name}, batch of 64")
+    panel.grid(visible=False, axis="y")
+    panel.set_axisbelow(True)
+    # Beside the two short bars.
     panel.legend(
-        frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08)
+        fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.02, 0.4)
     )

@@ -226,11 +226,11 @@ def _product_claims(nets: dict[str, list[dict]]) -> list[Claim]:
                 )
             )
             if method in ("SeqIL", "IL"):
-                claims.append(_account(name, row, right))
+                claims.append(_account(row, right))
     return claims
 
 
-def _account(name: str, row: dict, right: int) -> Claim:
+def _account(row: dict, right: int) -> Claim:
     """How the paper's sum becomes the number of products counted."""
     layers, steps = row["layers"], row["steps"]
     needed = right + layers - steps
@@ -238,7 +238,7 @@ def _account(name: str, row: dict, right: int) -> Claim:
     zeros = (layers - 1) * (layers - 2) if row["method"] == "IL" else 0
     less = f" - {zero} (of {zeros})" if zeros else ""
     return Claim(
-        "  = paper's + first forward pass - repeated predictions of layer 1"
+        "  = the right sum + first forward pass - repeated predictions of layer 1"
         + (" - products that are zero" if zeros else ""),
         "-",
         f"{right} + {layers} - {steps}{less} = {row['products']}",
