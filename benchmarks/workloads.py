@@ -73,7 +73,11 @@ def autoencoder(batch_size: int = 64) -> Workload:
     return _workload(pcjax.autoencoder(), pcjax.sigmoid, (batch_size, 3072), 3072)
 
 
-NETS = {"mlp": mlp, "conv": conv, "autoencoder": autoencoder}
+NETS: dict[str, Callable[..., Workload]] = {
+    "mlp": mlp,
+    "conv": conv,
+    "autoencoder": autoencoder,
+}
 
 
 def _workload(network, output, shape, outputs) -> Workload:
