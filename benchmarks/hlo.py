@@ -27,7 +27,8 @@ class Counts(NamedTuple):
     Attributes:
       dots: matrix products executed.
       convolutions: convolutions executed.
-      flops: floating-point operations of both, a multiply-add being two.
+      flops: floating-point operations of both, a multiply-add being two; those with
+        the zeros that pad or dilate a convolution are not counted.
     """
 
     dots: int
@@ -84,7 +85,7 @@ def _instruction(line: str, shapes: dict, total) -> Counts:
     if kind == "dot":
         return Counts(1, 0, 2 * _size(line) * _contracted(line, shapes))
     if kind == "convolution":
-        return Counts(0, 1, 2 * _size(line) * _window(line, shapes))
+        return Counts(0, 1, 2 * _terms(line, shapes))
     if kind == "custom-call" and re.search(r"gemm|matmul|conv|dot", line):
         raise ValueError(f"a custom call may hide a product: {line[:200]}")
     if kind == "conditional" and (branches := _BRANCHES.search(line)):
@@ -117,11 +118,45 @@ def _contracted(line: str, shapes: dict) -> int:
     return math.prod(left[int(a)] for a in axes[1].split(",") if a) if axes else 1
 
 
-def _window(line: str, shapes: dict) -> int:
-    """The length of the sums of a convolution: its window and input features."""
+def _terms(line: str, shapes: dict) -> int:
+    """How many products a convolution sums, those with padding or dilation left out."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
+    result = _SHAPE.match(line)
     assert labels is not None, line
-    kernel = shapes[_operands(line)[1]]
-    return math.prod(
-        size for size, label in zip(kernel, labels[2], strict=True) if label != "o"
+    assert result is not None, line
+    inputs, kernel = (shapes[name] for name in _operands(line)[:2])
+    outputs = [int(n) for n in result[1].split(",") if n]
+    terms = outputs[labels[3].index("b")] * outputs[labels[3].index("f")]
+    terms *= kernel[labels[2].index("i")]
+    for axis in (label for label in labels[1] if label.isdigit()):
+        terms *= _taps(
+            inputs[labels[1].index(axis)],
+            kernel[labels[2].index(axis)],
+            outputs[labels[3].index(axis)],
+            [_field(line, name, int(axis)) for name in _WINDOW],
+        )
+    return terms
+
+
+_WINDOW = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
+
+
+def _field(line: str, name: str, axis: int) -> int:
+    """A window's number for an axis; of the padding that in front."""
+    window = re.search(r"window=\{([^}]*)\}", line)
+    found = re.search(rf"\b{name}=([\dx_\-]+)", window[1]) if window else None
+    text = found[1].split("x")[axis] if found else _WINDOW[name]
+    return int(text.split("_")[0])
+
+
+def _taps(size: int, kernel: int, outputs: int, window: list[int]) -> int:
+    """Pairs of an output and a filter position along an axis that meet an input."""
+    stride, pad, dilation, kernel_dilation = window
+    places = (
+        output * stride + tap * kernel_dilation - pad
+        for output in range(outputs)
+        for tap in range(kernel)
+    )
+    return sum(
+        place % dilation == 0 and 0 <= place // dilation < size for place in places
     )

@@ -60,9 +60,12 @@ def mlp(batch_size: int = 64, width: int = 1024, depth: int = 4) -> Workload:
     return _workload(pcjax.mlp(sizes), pcjax.softmax, (batch_size, 3072), 10)
 
 
-def conv(batch_size: int = 64) -> Workload:
-    """The paper's convolutional net for 32x32 images."""
-    return _workload(pcjax.convnet(10), pcjax.softmax, (batch_size, 32, 32, 3), 10)
+def conv(
+    batch_size: int = 64, side: int = 32, classes: int = 10, **options
+) -> Workload:
+    """The paper's convolutional net for 32x32 images; `options` of `convnet`."""
+    network = pcjax.convnet(classes, **options)
+    return _workload(network, pcjax.softmax, (batch_size, side, side, 3), classes)
 
 
 def autoencoder(batch_size: int = 64) -> Workload:
@@ -70,13 +73,18 @@ def autoencoder(batch_size: int = 64) -> Workload:
     return _workload(pcjax.autoencoder(), pcjax.sigmoid, (batch_size, 3072), 3072)
 
 
-NETS = {"mlp": mlp, "conv": conv, "autoencoder": autoencoder}
+NETS: dict[str, Callable[..., Workload]] = {
+    "mlp": mlp,
+    "conv": conv,
+    "autoencoder": autoencoder,
+}
 
 
 def _workload(network, output, shape, outputs) -> Workload:
     key = jax.random.key(0)
     inputs = jax.random.uniform(key, shape)
-    targets = jax.nn.one_hot(jnp.arange(shape[0]) % 10, 10) if outputs == 10 else inputs
+    labels = jnp.arange(shape[0]) % outputs
+    targets = inputs if output is pcjax.sigmoid else jax.nn.one_hot(labels, outputs)
     products = []
     activity = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
     params = jax.eval_shape(network.init, key, activity)
