@@ -110,6 +110,8 @@ def _run(job: Job, config: Config, out: Path) -> page.Section:
         entry.name: getattr(config, entry.name) for entry in dataclasses.fields(Options)
     }
     options |= {"dataset": dataset, "out": folder, **job.options}
+    if not job.data:  # nothing is trained, so there are no seeds
+        options["seeds"] = None
     experiment = module.EXPERIMENT
     try:
         found = execute(experiment, module.Config(**options))

@@ -1,0 +1,164 @@
+"""Training as the experiments do it: against loops, and through SIGKILL."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pcjax
+from experiments import data, runner
+from experiments.harness import Run
+from experiments.methods import Hyper, select
+from experiments.settings import settings
+from experiments.tasks import make_task
+from pcjax import training
+
+ROOT = Path(__file__).parents[2]
+SMALL = dataclasses.replace(settings("mlp", "digits"), hidden=(16, 16))
+
+
+@pytest.fixture(scope="module")
+def task():
+    images = data.load("digits")
+    return make_task("mlp", images, SMALL, train_images=320, validation=0.2)
+
+
+def test_runs_differ_in_seeds_and_rates_as_single_trainings_do(task):
+    """Every network of a grid learns as one trained on its own, step by step."""
+    (method,) = select(["SeqIL-MQ"])
+    hyper = Hyper([1e-3, 1e-3, 4e-3], [0.05, 0.1, 0.05])
+    keys = jax.random.split(jax.random.key(7), 3)
+    trainer = runner.Trainer(method, task, SMALL, hyper, keys)
+    records = [trainer.epoch() for _ in range(2)]
+    for index, key in enumerate(keys):
+        eps = hyper.step_size[index]
+        grad_fn = pcjax.value_and_grad(
+            task.network,
+            pcjax.sequential(3, lambda t, eps=eps: eps / (1 + t)),
+            output=pcjax.softmax,
+            clamp=pcjax.soft_clamp(0.01),
+        )
+        tx = pcjax.mq(hyper.learning_rate[index])
+        state = training.init_state(task.network, tx, key, task.example())
+        update = jax.jit(training.make_update(grad_fn, tx))
+        params, opt_state = state.params, state.opt_state
+        for epoch, record in enumerate(records):
+            order = jax.random.permutation(jax.random.fold_in(state.key, epoch), 256)
+            losses = []
+            for batch in order.reshape(8, 32):
+                rows = task.train.images[batch], task.train.labels[batch]
+                params, opt_state, (_, info) = update(
+                    params, opt_state, *task.prepare(*rows)
+                )
+                losses.append(float(info.loss.mean()))
+            assert record.train_loss[index] == pytest.approx(np.mean(losses), rel=1e-4)
+        for name in ("test", "validation"):
+            images, labels = getattr(task, name)
+            logits = task.network.apply(params, task.prepare(images, labels)[0])
+            expected = float(jnp.mean(jnp.argmax(logits, 1) == labels))
+            found = getattr(records[-1], name)["top1"][index]
+            assert found == pytest.approx(expected, abs=0.004)
+
+
+def test_a_diverged_run_is_reported_and_disturbs_no_other(task):
+    (method,) = select(["SeqIL"])
+    keys = jnp.stack([jax.random.key(0)] * 2)
+    trainer = runner.Trainer(method, task, SMALL, Hyper([1.0, 1e9], 0.05), keys)
+    alone = runner.Trainer(method, task, SMALL, Hyper(1.0, 0.05), keys[:1])
+    for _ in range(2):
+        record, single = trainer.epoch(), alone.epoch()
+    assert np.isnan(record.train_loss[1])
+    assert record.train_loss[0] == pytest.approx(single.train_loss[0], rel=1e-5)
+
+
+def test_a_trainer_goes_on_from_its_checkpoint(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0)
+    (method,) = select(["SeqIL-Adam"])
+    keys = jax.random.split(jax.random.key(1), 2)
+    arguments = method, task, SMALL, method.hyper(SMALL), keys
+
+    def strip(records):  # arrays compare by their bytes
+        return json.dumps([r._replace(seconds=0) for r in records], default=repr)
+
+    whole = runner.Trainer(*arguments)
+    for _ in range(4):
+        whole.epoch()
+    first = runner.Trainer(*arguments, tmp_path)
+    first.epoch(), first.epoch()
+    first.close()
+    second = runner.Trainer(*arguments, tmp_path)
+    assert len(second.records) == 2
+    second.epoch(), second.epoch()
+    second.close()
+    assert strip(second.records) == strip(whole.records)
+    images = task.test.images[:5]
+    assert (second.logits(images) == whole.logits(images)).all()
+
+
+SCRIPT = """
+import pathlib
+import sys
+
+from experiments import classification, runner
+
+runner.CHECKPOINT_SECONDS = 0
+classification.EXPERIMENT.sizes["smoke"] = classification.Size(epochs=40, seeds=2)
+out = pathlib.Path(sys.argv[1])
+config = classification.Config(methods=("BP-Adam", "SeqIL-MQ"), out=out)
+classification.main(config)
+"""
+
+
+def _start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_gives_the_same_results_to_the_bit(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    output, _ = _start(whole).communicate(timeout=300)
+    assert "Written" in output, output
+    for line in ("SeqIL-MQ    epoch 9/40", "BP-Adam     epoch 23/40"):
+        process = _start(killed)
+        for shown in process.stdout:
+            if shown.startswith(line):
+                break
+        process.send_signal(signal.SIGKILL)  # the next epoch has begun
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        assert not (killed / "results.json").exists()
+    output, _ = _start(killed).communicate(timeout=300)
+    assert "epoch 1/40" not in output  # it went on
+    assert "Written" in output, output
+    results = [(folder / "results.json").read_bytes() for folder in (whole, killed)]
+    assert results[0] == results[1]
+    assert not (killed / "checkpoints").exists()
+
+
+def test_curves_are_what_the_records_hold(task, tmp_path):
+    run = Run(tmp_path, {})
+    methods = select(["BP", "SeqIL-MQ"])
+    keys = jax.random.split(jax.random.key(0), 2)
+    trained = runner.train_methods(run, "part", task, methods, SMALL, keys, epochs=3)
+    assert list(trained) == ["BP", "SeqIL-MQ"]
+    found = trained["SeqIL-MQ"]
+    assert np.shape(found["train_loss"]) == np.shape(found["test"]["top1"]) == (3, 2)
+    assert np.shape(found["validation"]["loss"]) == (3, 2)
+    assert found["optimizer_state_bytes"] == 4 * 4
+    assert len(found["seconds"]) == 3
+    without = runner.timeless(run, "part", trained)
+    assert "seconds" not in without["BP"]
+    assert run.seconds["part, per epoch"]["BP"] == trained["BP"]["seconds"]
