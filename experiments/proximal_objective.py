@@ -9,42 +9,33 @@ test image, the weights are updated by that image alone, from its activities at 
 iteration, and the loss after the update and the update's squared norm are measured.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
 import pcjax
-from experiments import methods, report
+from experiments import report
 from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.rank_one import (
-    StepRule,
-    normalised_steps,
-    optimizer_steps,
-    own_updates,
-)
-from experiments.settings import Settings, settings
+from experiments.proximal_methods import figure_settings, select, train
+from experiments.proximal_plots import plot
+from experiments.rank_one import StepRule, own_updates
 from experiments.tasks import Task, make_task
 from pcjax import training
 from pcjax.kernel import InferenceState, Problem, state_energy
-from pcjax.normalised import scale_by_squared_norms, squared_norms
 
 BETAS = (0.01, 0.1, 1.0, 10.0, 100.0)
-LARGE = 100.0  # the beta of Figure 1, where every method lowers the objective
 CHUNK = 500  # images that are measured at a time; results do not depend on it
 
 
 class Measured(NamedTuple):
-    """What is measured of N images: before the first and after every iteration.
+    """What is measured of N images before the first and after every iteration.
 
     Attributes:
       loss: [T+1, N], after the image's own update.
@@ -52,23 +43,9 @@ class Measured(NamedTuple):
       energy: [T+1, N], the free energy (of the old weights).
     """
 
-    loss: jax.Array
-    squared_norms: jax.Array
-    energy: jax.Array
-
-
-class Kind(NamedTuple):
-    """A method of the figures.
-
-    Attributes:
-      method: how it trains.
-      inference: its inference, by the settings.
-      steps: `(network, tx, opt_state, params) -> StepRule`, of an image's own update.
-    """
-
-    method: methods.Method
-    inference: Callable[[Settings], pcjax.Method]
-    steps: Callable[..., StepRule]
+    loss: Any
+    squared_norms: Any
+    energy: Any
 
 
 @dataclass(frozen=True)
@@ -95,96 +72,6 @@ class Config(Options):
             raise ValueError(
                 f"--betas must be one or more positive numbers, got {self.betas}."
             )
-
-
-def normalised(network, output, tx, settings, step_size):
-    """IL with the step `1 / (mean ||h_l||^2 + 1)` of the authors' baseline."""
-    grad_fn = pcjax.value_and_grad(
-        network,
-        pcjax.simultaneous(settings.il_num_steps, step_size),
-        output=output,
-        clamp=pcjax.soft_clamp(settings.clamp),
-        trace=lambda state: squared_norms(network, state.activities),
-    )
-    scale = scale_by_squared_norms()
-
-    def update(params, opt_state, inputs, targets):
-        value, grads = grad_fn(params, inputs, targets)
-        norms = [norm[-1] for norm in value[1].trace]  # after inference
-        grads, _ = scale.update(grads, optax.EmptyState(), squared_norms=norms)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    return update
-
-
-def _simultaneous(found: Settings) -> pcjax.Method:
-    return pcjax.simultaneous(found.il_num_steps, found.il_step_size)
-
-
-def _sequential(found: Settings) -> pcjax.Method:
-    return pcjax.sequential(found.num_steps, lambda t: found.step_size / (1 + t))
-
-
-def _of_optimizer(network, tx, opt_state, params):
-    return optimizer_steps(tx, opt_state, params)
-
-
-def _of_activities(network, tx, opt_state, params):
-    return normalised_steps(network)
-
-
-def _kinds() -> dict[str, Kind]:
-    il_norm = methods.Method(
-        "IL-norm",
-        normalised,
-        methods.constant(optax.sgd),
-        lambda found: found.il_step_size,
-    )
-    kinds = {"IL-norm": Kind(il_norm, _simultaneous, _of_activities)}
-    for names, inference in (
-        (("IL", "IL-MQ"), _simultaneous),
-        (("SeqIL", "SeqIL-MQ"), _sequential),
-    ):
-        for method in methods.select(names):
-            kinds[method.name] = Kind(method, inference, _of_optimizer)
-    return kinds
-
-
-def figure_settings(dataset: str) -> Settings:
-    """The settings of the paper's MLP on a data set, with those of the two figures."""
-    found = settings("mlp", dataset)
-    return dataclasses.replace(
-        found,
-        learning_rates=found.learning_rates | {"IL": 1.0, "SeqIL": 1.0, "IL-norm": 1.0},
-        num_steps=5,
-        step_size=0.04,
-        il_num_steps=20,
-        il_step_size=0.01,
-    )
-
-
-def train(kind: Kind, task: Task, found: Settings, iterations: int, key: jax.Array):
-    """Trains a network: `(params, opt_state)` after so many iterations."""
-    tx = kind.method.optimizer(found.learning_rates[kind.method.name], found)
-    step_size = kind.method.step_size(found)
-    update = kind.method.rule(task.network, task.output, tx, found, step_size)
-    state = training.init_state(task.network, tx, key, task.example())
-    count, size = len(task.train.images), min(found.batch_size, len(task.train.images))
-    steps = count // size  # of an epoch; a last short batch is dropped
-    epochs = [
-        jax.random.permutation(jax.random.fold_in(state.key, epoch), count)
-        for epoch in range(-(-iterations // steps))
-    ]
-    order = jnp.concatenate([epoch[: steps * size] for epoch in epochs])
-
-    def iterate(carry, index):
-        batch = task.prepare(*jax.tree.map(lambda rows: rows[index], task.train))
-        *carry, _ = update(*carry, *batch)
-        return tuple(carry), None
-
-    batches = order.reshape(-1, size)[:iterations]
-    return jax.lax.scan(iterate, (state.params, state.opt_state), batches)[0]
 
 
 def along_inference(
@@ -245,7 +132,7 @@ def along_inference(
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """Trains a network for every method and seed, and measures its test images."""
-    kinds = _select(config.methods)
+    kinds = select(config.methods)
     found = figure_settings(config.dataset_name)
     task = make_task("mlp", config.load(), found)
     measurements = {
@@ -262,28 +149,18 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             parts[name].append(part)
     measured = {  # [..., seeds]
         name: {
-            key: np.stack([report.array(part[key]) for part in found_], axis=-1)
-            for key in found_[0]
+            key: np.stack([report.array(part[key]) for part in of_seeds], axis=-1)
+            for key in of_seeds[0]
         }
-        for name, found_ in parts.items()
+        for name, of_seeds in parts.items()
     }
     return {
         "dataset": config.dataset_name,
         "settings": found.__dict__,
         "betas": config.betas,
-        "images": min(size.images or np.inf, len(task.test.labels)),
+        "images": len(task.test.labels[: size.images]),
         "methods": measured,
     }
-
-
-def _select(names: tuple[str, ...]) -> dict[str, Kind]:
-    known = _kinds()
-    unknown = sorted(set(names) - set(known))
-    if unknown or not names:
-        raise ValueError(
-            f"expected one or more methods of {list(known)}, got {unknown or 'none'}."
-        )
-    return {name: known[name] for name in names}
 
 
 def _measurement(kind, task, found, size, betas) -> Callable[[jax.Array], dict]:
@@ -304,10 +181,12 @@ def _measurement(kind, task, found, size, betas) -> Callable[[jax.Array], dict]:
         started = time.perf_counter()
         trained = jax.block_until_ready(fit(key))
         between = time.perf_counter()
-        rows = [np.asarray(x, np.float64) for x in look(*trained)]
-        seconds = {"training": between - started, "measurement": None}
-        seconds["measurement"] = time.perf_counter() - between
-        return {**summary(Measured(*rows), betas), "seconds": seconds}
+        measured = jax.block_until_ready(look(*trained))
+        seconds = {
+            "training": between - started,
+            "measurement": time.perf_counter() - between,
+        }
+        return {**summary(measured, betas), "seconds": seconds}
 
     return one
 
@@ -322,6 +201,7 @@ def summary(measured: Measured, betas: tuple[float, ...]) -> dict[str, np.ndarra
       falls: [betas], the fraction of images whose own objective is lower at the end
         than at the start.
     """
+    measured = Measured(*(np.asarray(rows, np.float64) for rows in measured))
     total = measured.squared_norms.sum(1)
     objectives = [measured.loss + total / (2 * beta) for beta in betas]
     return {
@@ -335,28 +215,65 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     """Whether the objective falls along inference, for every method and beta."""
     rows = []
     for name, found in results["methods"].items():
-        objective, falls = (
-            report.array(found["objective"]),
-            report.array(found["falls"]),
-        )
-        for beta, values, share in zip(results["betas"], objective, falls, strict=True):
-            first, last = values[0].mean(), values[-1].mean()
+        for index, beta in enumerate(results["betas"]):
+            values = report.array(found["objective"])[index]  # [T+1, seeds]
+            share = np.mean(report.array(found["falls"])[index])
+            lowest = int(values.mean(1).argmin())
+            turn = f", lowest at t = {lowest}" if lowest < len(values) - 1 else ""
+            said = _said(name, beta)
             rows.append(
                 Claim(
-                    f"{name}, beta = {beta:g}: Prox falls along inference",
-                    "falls" if beta >= LARGE else "-",
-                    f"{report.mean_std(values[0], digits=3)} to "
-                    f"{report.mean_std(values[-1], digits=3)} "
-                    f"({100 * (last / first - 1):+.1f} %); "
-                    f"of {100 * share.mean():.0f} % of the images",
-                    bool((values[-1] < values[0]).all()),
+                    f"{name}, beta = {beta:g}",
+                    said,
+                    f"{_verdict(values)}: {_change(values)}{turn}; "
+                    f"falls for {100 * share:.0f} % of the images",
+                    bool((values[-1] < values[0]).all()) if "falls" in said else None,
                 )
             )
+        rows.append(_balance(name, found))
     return rows
 
 
-def plot(results: dict[str, Any], folder: Path) -> None:
-    """Change in percent, the curves of Figure 8, and those of Figure 1."""
+def _said(name: str, beta: float) -> str:
+    """What the paper says of a method and beta."""
+    if beta >= 100:
+        return "falls (Figures 1, 8)"
+    if beta == 1 and name in ("IL", "SeqIL", "SeqIL-MQ"):
+        return "falls (A.5)"
+    return "less reliable (Figure 8)" if beta <= 0.01 else "-"
+
+
+def _verdict(values: np.ndarray) -> str:
+    lower = values[-1] < values[0]
+    return "falls" if lower.all() else "mixed" if lower.any() else "rises"
+
+
+def _change(values: np.ndarray) -> str:
+    first, last = values[0], values[-1]
+    percent = 100 * (last.mean() / first.mean() - 1)
+    return (
+        f"{report.mean_std(first, digits=3)} to {report.mean_std(last, digits=3)} "
+        f"({percent:+.1f} %)"
+    )
+
+
+def _balance(name: str, found: dict[str, Any]) -> Claim:
+    """Which betas the objective falls for: its two terms change as they do for all."""
+    norms = report.array(found["squared_norms"]).mean(-1)  # [T+1, L]
+    loss = report.array(found["loss"]).mean(-1)
+    gain, cost = loss[0] - loss[-1], norms[-1].sum() - norms[0].sum()
+    if gain > 0:
+        bound = "every beta" if cost <= 0 else f"beta > {cost / (2 * gain):.2g}"
+    else:
+        bound = "no beta" if cost >= 0 else f"beta < {cost / (2 * gain):.2g}"
+    shares = ", ".join(f"{100 * x:.0f}" for x in norms[-1] / norms[-1].sum())
+    return Claim(
+        f"{name}, falls for",
+        "-",
+        f"{bound}: loss {loss[0]:.3f} to {loss[-1]:.3f}, squared norm "
+        f"{norms[0].sum():.3g} to {norms[-1].sum():.3g} (at the end {shares} % in W0, "
+        "W1, ...)",
+    )
 
 
 EXPERIMENT = Experiment(
