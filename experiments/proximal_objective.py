@@ -9,6 +9,7 @@ test image, the weights are updated by that image alone, from its activities at 
 iteration, and the loss after the update and the update's squared norm are measured.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,13 +141,18 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         for name, kind in kinds.items()
     }
     parts: dict[str, list] = {name: [] for name in kinds}
-    for seed in range(size.seeds):
-        key = jax.random.fold_in(jax.random.key(config.seed), seed)
-        for name, one in measurements.items():
+    with report.progress_bar() as bar:
+        row = bar.add_task("", total=size.seeds * len(kinds))
+        for seed, (name, one) in itertools.product(
+            range(size.seeds), measurements.items()
+        ):
+            bar.update(row, description=f"{name}, seed {seed}")
+            key = jax.random.fold_in(jax.random.key(config.seed), seed)
             part = run.part(f"{name}-{seed}", partial(one, key))
             # Times go to run.json, so that results are repeatable.
             run.seconds[f"{name}-{seed}, by step"] = part.pop("seconds")
             parts[name].append(part)
+            bar.advance(row)
     measured = {  # [..., seeds]
         name: {
             key: np.stack([report.array(part[key]) for part in of_seeds], axis=-1)
