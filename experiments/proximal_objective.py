@@ -143,9 +143,8 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     parts: dict[str, list] = {name: [] for name in kinds}
     with report.progress_bar() as bar:
         row = bar.add_task("", total=size.seeds * len(kinds))
-        for seed, (name, one) in itertools.product(
-            range(size.seeds), measurements.items()
-        ):
+        order = itertools.product(range(size.seeds), measurements.items())
+        for seed, (name, one) in order:
             bar.update(row, description=f"{name}, seed {seed}")
             key = jax.random.fold_in(jax.random.key(config.seed), seed)
             part = run.part(f"{name}-{seed}", partial(one, key))
@@ -276,7 +275,7 @@ def _balance(name: str, found: dict[str, Any]) -> Claim:
     return Claim(
         f"{name}, falls for",
         "-",
-        f"{bound}: loss {loss[0]:.3f} to {loss[-1]:.3f}, squared norm "
+        f"{bound}: loss {loss[0]:.3g} to {loss[-1]:.3g}, squared norm "
         f"{norms[0].sum():.3g} to {norms[-1].sum():.3g} (at the end {shares} % in W0, "
         "W1, ...)",
     )

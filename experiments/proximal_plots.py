@@ -45,9 +45,9 @@ def _largest_beta(results: dict[str, Any], path: Path) -> None:
         panel.set(
             xlabel="inference iteration",
             ylabel=rf"Prox$_\beta$, $\beta$ = {results['betas'][index]:g}",
-            ylim=(0, None),
             title=f"{results['dataset']}, {results['images']} images",
         )
+        _log_scale(panel, subs=(1, 3))
         report.whole_numbers(panel)
         report.legend_beside(panel)
 
@@ -87,12 +87,19 @@ def _panels(
         report.legend_beside(panels[0, -1])
 
 
-def _ratio_scale(panel: Any) -> None:
+def _log_scale(panel: Any, subs: tuple[int, ...]) -> None:
     """Logarithmic, with plain numbers at the ticks."""
     panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    panel.yaxis.set_major_locator(LogLocator(subs=subs))
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
+
+
+def _ratio_scale(panel: Any) -> None:
+    """Logarithmic, more finely divided where less than a decade is to be seen."""
+    low, high = panel.get_ylim()
+    wide = high > 30 * max(low, 1e-9) or low <= 0
+    _log_scale(panel, subs=(1, 3) if wide else (1, 2, 3, 5, 7))
     panel.axhline(1, color="0.5", linewidth=0.8, zorder=0)
 
 

@@ -261,7 +261,7 @@ def test_claims_follow_the_numbers():
     assert [row.holds for row in rows] == [None, False, True, None]
     assert [row.paper for row in rows[1:3]] == ["falls (A.5)", "falls (Figures 1, 8)"]
     assert large.here.startswith("falls")
-    assert balance.here.startswith("beta > 0.67: loss 3.000 to 1.500, squared norm 1")
+    assert balance.here.startswith("beta > 0.67: loss 3 to 1.5, squared norm 1 to 3")
 
 
 def test_layers_that_are_not_dense_are_refused():
