@@ -188,8 +188,8 @@ def _measurement(kind, task, found, size, betas) -> Callable[[jax.Array], dict]:
         between = time.perf_counter()
         measured = jax.block_until_ready(look(*trained))
         seconds = {
-            "training": between - started,
-            "measurement": time.perf_counter() - between,
+            "training": round(between - started, 2),
+            "measurement": round(time.perf_counter() - between, 2),
         }
         return {**summary(measured, betas), "seconds": seconds}
 
