@@ -1,7 +1,9 @@
 """Tests on eight virtual devices, run by `tests/test_sharding.py`."""
 
 import itertools
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -161,10 +163,19 @@ def test_mq_adds_up_the_magnitudes_of_a_layer_that_lies_in_parts(x64):
     rng = np.random.default_rng(0)
     gradient = {"kernel": rng.normal(size=(6, 16)), "bias": rng.normal(size=16)}
     tx = pcjax.scale_by_mq(0.5, min_step=0.0)
-    gradients = sharding.place_state(_mesh("batch x model"), (gradient,), SPLIT)
-    _, state = jax.jit(tx.update)(gradients, tx.init(gradients))
+    mesh = _mesh("batch x model")
+    arguments = (
+        sharding.place_state(mesh, (gradient,), SPLIT),
+        sharding.place_state(mesh, tx.init((gradient,))),
+    )
+    compiled = jax.jit(tx.update).lower(*arguments).compile()
+    _, state = compiled(*arguments)
     mean = np.mean([*np.abs(gradient["kernel"]).ravel(), *np.abs(gradient["bias"])])
     np.testing.assert_allclose(state.v, [0.25 + mean / 2], rtol=1e-14)
+    # Each device sums its own part: one number of kernel and bias goes over the mesh.
+    sent = hlo.collectives(compiled)
+    assert set(sent) == {"all-reduce"}
+    assert (sent["all-reduce"].arrays, sent["all-reduce"].bytes) == (2, 2 * 8)
 
 
 def _compiled(method, optimizer, mesh, **options):
@@ -382,3 +393,40 @@ def test_what_cannot_be_divided_is_refused():
     for sizes in ({"batch": 3}, {"batch": 8, "seeds": 2}, {"seeds": 16}):
         with pytest.raises(ValueError, match="make_mesh: 8 devices cannot be arranged"):
             sharding.make_mesh(**sizes)
+
+
+def test_the_examples_of_the_documentation_run():
+    root = Path(__file__).parents[2]
+    readme, page = (
+        re.findall(r"```python\n(.*?)```", (root / name).read_text(), re.DOTALL)
+        for name in ("README.md", "docs/scaling.md")
+    )
+    blocks = [block for block in page if "jax.distributed" not in block]
+    assert len(blocks) == 4
+    labels = np.arange(128) % 10
+    names = {}
+    exec(readme[0], names)
+    names |= {
+        "update": training.make_update(names["grad_fn"], names["tx"]),
+        "opt_state": names["tx"].init(names["params"]),
+        "images": RANDOM.integers(0, 256, (128, 64), dtype=np.uint8),
+        "labels": labels,
+        "inputs": RANDOM.uniform(size=(128, 64)).astype(np.float32),
+        "targets": np.eye(10, dtype=np.float32)[labels],
+    }
+    for block, axes in zip(
+        blocks,
+        (
+            {"batch": 8},
+            {"seeds": 4, "batch": 2},
+            {"batch": 4, "model": 2},
+            {"batch": 8},
+        ),
+        strict=True,
+    ):
+        exec(block, names)
+        assert dict(names["mesh"].shape) == axes
+        assert np.all(np.isfinite(names["metrics"].loss))
+    kernel = names["state"].params[0]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (64, 128 // 2)
+    assert names["loss"].sharding.is_fully_replicated
