@@ -48,8 +48,8 @@ def make_mesh(
       devices: by default all devices of all processes.
 
     Returns:
-      A mesh for `jax.sharding.NamedSharding`. Its devices are those of the first
-      process first, `model` neighbours being nearest to each other.
+      A mesh for `jax.sharding.NamedSharding`, `seeds` outermost and `model` innermost:
+      on CPUs and GPUs the devices keep their order, process by process.
 
     Raises:
       ValueError: if the sizes are not those of the number of devices.

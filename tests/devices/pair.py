@@ -18,7 +18,7 @@ UPDATE = training.make_update(
     pcjax.value_and_grad(NETWORK, pcjax.sequential(3, 0.1), output=pcjax.softmax), TX
 )
 PREPARE = training.classification(4)
-BATCH_SIZE = 8
+BATCH_SIZE = 6  # an odd number for each process
 
 
 def make_data():
