@@ -42,7 +42,7 @@ def _finish(*processes):
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 @pytest.mark.slow
