@@ -1,4 +1,4 @@
-"""Counts the matrix products and convolutions of a compiled program.
+"""Counts the products and the collectives of a compiled program.
 
 The optimised HLO is read as text and walked from the entry computation: a while
 loop counts as often as its known trip count says, a fusion or call as often as it
@@ -7,6 +7,8 @@ is called, of the branches of a conditional the most expensive one.
 
 import math
 import re
+from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +21,16 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _OPERAND = re.compile(r"%([\w.\-]+)")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
 
 
 class Counts(NamedTuple):
@@ -36,6 +48,20 @@ class Counts(NamedTuple):
     flops: int
 
 
+class Collectives(NamedTuple):
+    """How often a compiled program communicates, by one kind of collective.
+
+    Attributes:
+      calls: collectives executed.
+      arrays: arrays in them; XLA may send several at once.
+      bytes: of their results on one device.
+    """
+
+    calls: int
+    arrays: int
+    bytes: int
+
+
 def count(compiled: jax.stages.Compiled) -> Counts:
     """Counts the products that one call of a compiled function executes.
 
@@ -43,20 +69,50 @@ def count(compiled: jax.stages.Compiled) -> Counts:
       compiled: what `jax.jit(f).lower(...).compile()` returns.
 
     Returns:
-      The counts.
+      The counts, for each device if there are several.
 
     Raises:
       ValueError: if the program holds a loop of unknown length, or a custom call
         that may hide a product.
     """
-    computations, entry = _parse(compiled.as_text() or "")
-    known: dict[str, Counts] = {}
+    counts = _executed(compiled, _product)
+    return Counts(*(counts[name] for name in Counts._fields))
 
-    def total(name: str) -> Counts:
+
+def collectives(compiled: jax.stages.Compiled) -> dict[str, Collectives]:
+    """Counts what one call of a compiled function sends between devices.
+
+    Args:
+      compiled: what `jax.jit(f).lower(...).compile()` returns.
+
+    Returns:
+      `{kind: counts}`, kinds such as `all-reduce`; empty if nothing is sent.
+
+    Raises:
+      ValueError: if a loop of unknown length communicates, or a collective is of a
+        form not known here.
+    """
+    counts = _executed(compiled, _collective)
+    return {
+        kind: Collectives(*(counts[kind, name] for name in Collectives._fields))
+        for kind in sorted({kind for kind, _ in counts})
+    }
+
+
+def _executed(
+    compiled: jax.stages.Compiled,
+    measure: Callable[[str, str, dict], dict | None],
+) -> Counter:
+    """Sums `measure(opcode, line, shapes)` over all instructions executed."""
+    computations, entry = _parse(compiled.as_text() or "")
+    known: dict[str, Counter] = {}
+
+    def total(name: str) -> Counter:
         if name not in known:
             shapes, lines = computations[name]
-            sums = [_instruction(line, shapes, total) for line in lines]
-            known[name] = Counts(*map(sum, zip(*sums, strict=True)))
+            known[name] = Counter()
+            for line in lines:
+                known[name].update(_instruction(line, shapes, total, measure))
         return known[name]
 
     return total(entry)
@@ -79,27 +135,54 @@ def _parse(text: str) -> tuple[dict, str]:
     return computations, entry
 
 
-def _instruction(line: str, shapes: dict, total) -> Counts:
+def _instruction(line: str, shapes: dict, total, measure) -> dict:
     opcode = _OPCODE.search(line)
     kind = opcode[1] if opcode else ""
-    if kind == "dot":
-        return Counts(1, 0, 2 * _size(line) * _contracted(line, shapes))
-    if kind == "convolution":
-        return Counts(0, 1, 2 * _terms(line, shapes))
-    if kind == "custom-call" and re.search(r"gemm|matmul|conv|dot", line):
-        raise ValueError(f"a custom call may hide a product: {line[:200]}")
+    own = measure(kind, line, shapes)
+    if own is not None:
+        return own
     if kind == "conditional" and (branches := _BRANCHES.search(line)):
-        return max(total(name) for name in _OPERAND.findall(branches[1]))
+        costs = [total(name) for name in _OPERAND.findall(branches[1])]
+        return max(costs, key=lambda counts: sum(counts.values()))
+    called = [total(name) for name in _CALLED.findall(line) if kind != "reduce"]
     times = 1
-    called = _CALLED.findall(line)
     if kind == "while":
         trips = _TRIPS.search(line)
         if trips:
             times = int(trips[1])
-        elif any(total(name).flops for name in called):
+        elif any(called):
             raise ValueError(f"a loop of unknown length: {line[:200]}")
-    counts = [total(name) for name in called if kind != "reduce"]
-    return Counts(*(times * sum(c[i] for c in counts) for i in range(3)))
+    sums: Counter = sum(called, Counter())
+    return {key: times * value for key, value in sums.items()}
+
+
+def _product(kind: str, line: str, shapes: dict) -> dict | None:
+    if kind == "dot":
+        return {"dots": 1, "flops": 2 * _size(line) * _contracted(line, shapes)}
+    if kind == "convolution":
+        return {"convolutions": 1, "flops": 2 * _terms(line, shapes)}
+    if kind == "custom-call" and re.search(r"gemm|matmul|conv|dot", line):
+        raise ValueError(f"a custom call may hide a product: {line[:200]}")
+    return None
+
+
+def _collective(kind: str, line: str, shapes: dict) -> dict | None:
+    del shapes
+    name = kind.removesuffix("-start")
+    if name not in _COLLECTIVES:
+        return None
+    if kind != name and name != "all-reduce":  # its type holds operands and results
+        raise ValueError(f"an asynchronous collective: {line[:200]}")
+    arrays = _ARRAY.findall(line[: line.index(f" {kind}(")])
+    size = sum(_bytes(dtype, dims) for dtype, dims in arrays)
+    return {(name, "calls"): 1, (name, "arrays"): len(arrays), (name, "bytes"): size}
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    """The size of an array such as `f32[40,48]`; that of a bool is a byte."""
+    bits = re.search(r"\d+", dtype)
+    count = math.prod(int(n) for n in dims.split(",") if n)
+    return count * (int(bits[0]) if bits else 8) // 8
 
 
 def _size(line: str) -> int:

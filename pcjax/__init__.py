@@ -1,6 +1,6 @@
 """Predictive coding networks in JAX."""
 
-from pcjax import backprop, training
+from pcjax import backprop, sharding, training
 from pcjax.energy import free_energy, free_energy_per_layer, prediction_errors
 from pcjax.incremental import incremental
 from pcjax.inference import infer, sequential, simultaneous
@@ -58,6 +58,7 @@ __all__ = [
     "prediction_errors",
     "scale_by_mq",
     "sequential",
+    "sharding",
     "sigmoid",
     "simultaneous",
     "soft_clamp",

@@ -1,0 +1,432 @@
+"""Tests on eight virtual devices, run by `tests/test_sharding.py`."""
+
+import itertools
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from benchmarks import hlo
+from pcjax import sharding, training
+from tests.problems import dense_case, make, quick_jit
+
+SIZES = (12, 24, 16, 4)
+ARRAYS = 2 * (len(SIZES) - 1)
+NUMBERS = sum((a + 1) * b for a, b in itertools.pairwise(SIZES))
+STEPS = 3
+OPTIMIZERS = {
+    "SGD": lambda: optax.sgd(0.1),
+    "MQ": lambda: pcjax.mq(1e-3),
+    "Adam": lambda: optax.adam(1e-3),
+}
+METHODS = ("BP", "SeqIL", "IL", "iPC")
+SPLIT = sharding.split_features(16)
+
+
+def _update(network, method, tx):
+    """The training iteration of one of METHODS."""
+    if method == "BP":
+        grad_fn = pcjax.backprop.value_and_grad(network, output=pcjax.softmax)
+        return training.make_update(grad_fn, tx)
+    options = {"output": pcjax.softmax, "clamp": pcjax.soft_clamp(0.01)}
+    if method == "iPC":
+        inference = pcjax.simultaneous(STEPS, 0.1)
+        return pcjax.incremental(network, inference, tx, **options)
+    kind = {"SeqIL": pcjax.sequential, "IL": pcjax.simultaneous}[method]
+    grad_fn = pcjax.value_and_grad(network, kind(STEPS, 0.1), **options)
+    return training.make_update(grad_fn, tx)
+
+
+def _recorded(tx):
+    """The transform, keeping the sum of its updates in its state."""
+
+    def update(updates, total, params=None):
+        del params
+        return updates, jax.tree.map(jnp.add, total, updates)
+
+    record = optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), update
+    )
+    return optax.chain(tx, record)
+
+
+def _steps(network, method):
+    """`(init, update)`: a training step by every optimizer, from the same weights."""
+    transforms = {name: _recorded(make_tx()) for name, make_tx in OPTIMIZERS.items()}
+
+    def init(params):
+        return {name: tx.init(params) for name, tx in transforms.items()}
+
+    def update(params, states, inputs, targets):
+        return {
+            name: _update(network, method, tx)(params, states[name], inputs, targets)
+            for name, tx in transforms.items()
+        }
+
+    return init, update
+
+
+def _distance(have, want):
+    """The largest relative distance of two trees' arrays, in their own norms."""
+    distances = []
+    for a, b in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        norm = np.linalg.norm(b)
+        distances.append(np.linalg.norm(a - b) / norm if norm else np.abs(a).max())
+    return max(distances)
+
+
+LAYOUTS = {
+    "batch": {},
+    "batch x seeds": {"seeds": 2},
+    "batch x model": {"model": 2},
+}
+
+
+def _mesh(layout="batch"):
+    return sharding.make_mesh(**LAYOUTS[layout])
+
+
+# In single precision the sum over the examples is only taken in another order. Adam
+# divides every entry by its own magnitude, so that the rounding of the smallest counts
+# as much as that of the largest. Over the model axis each sum of a product is another;
+# the small errors of early layers then carry the rounding of predictions, as they do on
+# one device, where it puts these updates up to 5e-6 from those of double precision.
+def _tolerance(dtype, layout, optimizer):
+    if dtype == "float64":
+        return 1e-11
+    return 2e-5 if layout == "batch x model" or optimizer == "Adam" else 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        *((method, "float64") for method in METHODS),
+        ("SeqIL", "float32"),
+        ("iPC", "float32"),
+    ],
+)
+def test_a_step_on_eight_devices_is_that_of_one(method, dtype, request):
+    if dtype == "float64":
+        request.getfixturevalue("x64")
+    case = dense_case(SIZES, batch=16, dtype=dtype)
+    init, update = _steps(case.network, method)
+    batch = case.inputs, case.targets
+    states = [
+        (params, init(params))
+        for params in (case.params, jax.tree.map(lambda x: -0.5 * x, case.params))
+    ]
+    step = quick_jit(update)
+    steps = [step(*state, *batch) for state in states]
+    for layout in LAYOUTS:
+        mesh = _mesh(layout)
+        state, want, function = states[0], steps[0], update
+        split = SPLIT if layout == "batch x model" else sharding.replicated
+        if layout == "batch x seeds":
+            state, want = _stack(states), _stack(steps)
+            function = jax.vmap(update, in_axes=(0, 0, None, None))
+        state = sharding.place_state(mesh, state, split)
+        have = quick_jit(function)(*state, *sharding.place_batch(mesh, batch))
+        for name in OPTIMIZERS:
+            tolerance = _tolerance(dtype, layout, name)
+            params, (_, have_updates), value = have[name]
+            want_params, (_, want_updates), want_value = want[name]
+            assert len(params[0]["kernel"].sharding.device_set) == 8
+            assert min(np.abs(x).max() for x in jax.tree.leaves(want_updates)) > 0
+            assert _distance(have_updates, want_updates) < tolerance, (layout, name)
+            assert _distance(params, want_params) < 1e-6, (layout, name)
+            assert _distance(value, want_value) < 1e-6, (layout, name)
+            # The optimizer's state.
+            assert _distance(have[name][1], want[name][1]) < tolerance, (layout, name)
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def test_wide_layers_lie_in_parts_on_the_devices():
+    params = sharding.place_state(
+        _mesh("batch x model"), dense_case(SIZES).params, SPLIT
+    )
+    shapes = [p["kernel"].addressable_shards[0].data.shape for p in params]
+    assert shapes == [(12, 12), (24, 8), (16, 4)]
+    assert params[0]["bias"].addressable_shards[0].data.shape == (12,)
+
+
+def test_mq_adds_up_the_magnitudes_of_a_layer_that_lies_in_parts(x64):
+    rng = np.random.default_rng(0)
+    gradient = {"kernel": rng.normal(size=(6, 16)), "bias": rng.normal(size=16)}
+    tx = pcjax.scale_by_mq(0.5, min_step=0.0)
+    mesh = _mesh("batch x model")
+    arguments = (
+        sharding.place_state(mesh, (gradient,), SPLIT),
+        sharding.place_state(mesh, tx.init((gradient,))),
+    )
+    compiled = jax.jit(tx.update).lower(*arguments).compile()
+    _, state = compiled(*arguments)
+    mean = np.mean([*np.abs(gradient["kernel"]).ravel(), *np.abs(gradient["bias"])])
+    np.testing.assert_allclose(state.v, [0.25 + mean / 2], rtol=1e-14)
+    # Each device sums its own part: one number of kernel and bias goes over the mesh.
+    sent = hlo.collectives(compiled)
+    assert set(sent) == {"all-reduce"}
+    assert (sent["all-reduce"].arrays, sent["all-reduce"].bytes) == (2, 2 * 8)
+
+
+def _compiled(method, optimizer, mesh, **options):
+    case = dense_case(SIZES, batch=16)
+    tx = OPTIMIZERS[optimizer]()
+    update = _update(case.network, method, tx)
+    state = sharding.place_state(mesh, (case.params, tx.init(case.params)), **options)
+    batch = sharding.place_batch(mesh, (case.inputs, case.targets))
+    return jax.jit(update, donate_argnums=(0, 1)).lower(*state, *batch).compile()
+
+
+@pytest.fixture(scope="module")
+def at_once():
+    """Whether this version of XLA sends independent sums in one all-reduce."""
+    x, y = sharding.place_batch(_mesh(), (np.ones((8, 3)), np.ones((8, 2))))
+    compiled = jax.jit(lambda x, y: (x.sum(0), y.sum(0))).lower(x, y).compile()
+    counts = hlo.collectives(compiled)["all-reduce"]
+    assert counts.arrays == 2
+    assert counts.bytes == 4 * (3 + 2)
+    return counts.calls == 1
+
+
+def test_this_version_sends_a_gradient_tree_at_once(at_once):
+    if jax.__version_info__ < (0, 10):
+        pytest.skip("older versions of XLA send one array at a time on CPU")
+    assert at_once
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [("BP", "Adam"), *(("SeqIL", name) for name in OPTIMIZERS), ("IL", "MQ")],
+)
+def test_a_step_sends_its_gradient_and_energy_in_one_all_reduce(
+    method, optimizer, at_once
+):
+    counts = hlo.collectives(_compiled(method, optimizer, _mesh()))
+    # Not in it: inference, of any number of iterations, and MQ's statistics.
+    arrays = ARRAYS + 1
+    calls = 1 if at_once else arrays
+    assert counts == {"all-reduce": (calls, arrays, 4 * (NUMBERS + 1))}
+
+
+def test_incremental_sends_one_gradient_an_iteration(at_once):
+    counts = hlo.collectives(_compiled("iPC", "MQ", _mesh()))
+    # The energy is that of the last state alone.
+    arrays = STEPS * ARRAYS + 1
+    calls = STEPS + 1 if at_once else arrays
+    assert counts == {"all-reduce": (calls, arrays, 4 * (STEPS * NUMBERS + 1))}
+
+
+@pytest.mark.parametrize("kind", [pcjax.sequential, pcjax.simultaneous])
+def test_inference_sends_nothing(kind):
+    case = dense_case(SIZES, batch=16)
+    mesh = _mesh()
+    params = sharding.place_state(mesh, case.params)
+    batch = sharding.place_batch(mesh, (case.inputs, case.targets))
+    infer = partial(pcjax.infer, case.network, kind(5, 0.1), output=pcjax.softmax)
+    compiled = jax.jit(infer).lower(params, *batch).compile()
+    assert hlo.collectives(compiled) == {}
+    whole = jax.jit(infer).lower(case.params, case.inputs, case.targets).compile()
+    assert hlo.count(compiled).flops * 8 == hlo.count(whole).flops
+
+
+def test_convolutions_send_their_gradient_alone(at_once):
+    network = pcjax.convnet(4, features=(3, 5), kernel_sizes=(3, 3))
+    case = make(network, (11, 9, 2), batch=8)
+    mesh, tx = _mesh(), pcjax.mq(1e-3)
+    update = _update(network, "SeqIL", tx)
+    state = sharding.place_state(mesh, (case.params, tx.init(case.params)))
+    batch = sharding.place_batch(mesh, (case.inputs, case.targets))
+    counts = hlo.collectives(jax.jit(update).lower(*state, *batch).compile())
+    numbers = sum(x.size for x in jax.tree.leaves(case.params))
+    calls = 1 if at_once else 7
+    assert counts == {"all-reduce": (calls, 7, 4 * (numbers + 1))}
+
+
+RANDOM = np.random.default_rng(0)
+DATA = training.device_data(
+    RANDOM.integers(0, 256, (40, 4, 3), dtype=np.uint8), RANDOM.integers(0, 4, 40), 4
+)
+PREPARE = training.classification(4)
+
+
+def _epoch(mesh, network, tx, batch_size=16):
+    update = _update(network, "SeqIL", tx)
+    prepare = sharding.split_batches(mesh, PREPARE) if mesh else PREPARE
+    return training.make_epoch(update, prepare, batch_size)
+
+
+def _state(tx, seeds=None):
+    def init(key):
+        return training.init_state(pcjax.mlp(SIZES), tx, key, jnp.ones((1, 4, 3)))
+
+    keys = (
+        jax.random.key(0)
+        if seeds is None
+        else jax.random.split(jax.random.key(0), seeds)
+    )
+    return init(keys) if seeds is None else jax.vmap(init)(keys)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_epochs_split_the_work_and_keep_state_where_it_lies(layout, at_once):
+    mesh, network, tx = _mesh(layout), pcjax.mlp(SIZES), pcjax.mq(1e-3)
+    seeds = 4 if layout == "batch x seeds" else None
+    split = SPLIT if layout == "batch x model" else sharding.replicated
+    wrap = partial(jax.vmap, in_axes=(0, None)) if seeds else lambda epoch: epoch
+    alone = quick_jit(wrap(_epoch(None, network, tx)))
+    state = want = _state(tx, seeds)
+    shardings = sharding.state_shardings(mesh, state, split)
+    state = sharding.place_state(mesh, state, split)
+    data = sharding.place_data(mesh, DATA)
+    epoch = quick_jit(
+        wrap(_epoch(mesh, network, tx)),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    compiled = epoch.lower(state, data).compile()
+    flops = hlo.count(alone.lower(want, DATA).compile()).flops
+    assert hlo.count(compiled).flops * 8 == flops
+    if layout != "batch x model":
+        count, own = 40 // 16, 4 // 2 if seeds else 1
+        arrays = count * (ARRAYS + 2)  # and the means of energy and loss
+        calls = count if at_once else arrays
+        expected = calls, arrays, 4 * count * own * (NUMBERS + 2)
+        assert hlo.collectives(compiled) == {"all-reduce": expected}
+    for _ in range(2):
+        state, metrics = epoch(state, data)
+        want, want_metrics = alone(want, DATA)
+    assert epoch._cache_size() == 1  # the second call is not compiled anew
+    same = jax.tree.map(
+        lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings
+    )
+    assert all(jax.tree.leaves(same))
+    have = state.params, state.opt_state, metrics
+    assert _distance(have, (want.params, want.opt_state, want_metrics)) < 1e-5
+
+
+def test_without_split_batches_every_device_does_all_the_work():
+    mesh, tx = _mesh(), optax.sgd(0.1)
+    epoch = quick_jit(_epoch(None, pcjax.mlp(SIZES), tx))
+    alone = hlo.count(epoch.lower(_state(tx), DATA).compile())
+    state, data = (
+        sharding.place_state(mesh, _state(tx)),
+        sharding.place_data(mesh, DATA),
+    )
+    compiled = epoch.lower(state, data).compile()
+    assert hlo.count(compiled) == alone
+    assert hlo.collectives(compiled) == {}
+
+
+def test_a_split_data_set_trains_the_same_and_sends_the_batches():
+    mesh, tx = _mesh(), optax.sgd(0.1)
+    own = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    epoch = quick_jit(_epoch(mesh, pcjax.mlp(SIZES), tx))
+    state = sharding.place_state(mesh, _state(tx))
+    results, counts = [], []
+    for data in (sharding.place_data(mesh, DATA), jax.device_put(DATA, own)):
+        compiled = epoch.lower(state, data).compile()
+        counts.append(hlo.collectives(compiled)["all-reduce"].bytes)
+        results.append(compiled(state, data)[0].params)
+    # Two batches of 16 images, one byte a pixel, and as many labels of four bytes.
+    assert counts[1] - counts[0] == 2 * 16 * (12 + 4)
+    assert _distance(*results) < 1e-6
+
+
+def test_evaluation_splits_the_batches_too():
+    mesh, network = _mesh(), pcjax.mlp(SIZES)
+    params = _state(optax.sgd(0.1)).params
+    measure = training.classification_measures(pcjax.softmax)
+
+    def compiled(prepare, *arguments):
+        # 40 examples in batches of 16: the last one is filled up.
+        evaluate = training.make_evaluation(network, prepare, measure, 16)
+        return quick_jit(evaluate).lower(*arguments).compile()
+
+    alone = compiled(PREPARE, params, DATA)
+    placed = sharding.place_state(mesh, params), sharding.place_data(mesh, DATA)
+    split = compiled(sharding.split_batches(mesh, PREPARE), *placed)
+    assert hlo.count(split).flops * 8 == hlo.count(alone).flops
+    assert _distance(split(*placed), alone(params, DATA)) < 1e-6
+
+
+def test_the_placed_state_may_be_donated():
+    mesh, tx = _mesh(), optax.sgd(0.1)
+    state = _state(tx)
+    before = jax.tree.map(np.asarray, state.params)
+    placed = sharding.place_state(mesh, state)
+    epoch = quick_jit(_epoch(mesh, pcjax.mlp(SIZES), tx), donate_argnums=0)
+    jax.block_until_ready(epoch(placed, sharding.place_data(mesh, DATA)))
+    assert placed.params[0]["kernel"].is_deleted()
+    jax.tree.map(np.testing.assert_array_equal, state.params, before)
+
+
+def test_what_cannot_be_divided_is_refused():
+    mesh, tx = _mesh(), optax.sgd(0.1)
+    message = "a batch holds 12 entries .* the 8 devices of 'batch'; .* multiple of 8"
+    with pytest.raises(ValueError, match=f"place_batch: {message}"):
+        sharding.place_batch(mesh, np.ones((12, 3)))
+    state, data = (
+        sharding.place_state(mesh, _state(tx)),
+        sharding.place_data(mesh, DATA),
+    )
+    epoch = quick_jit(_epoch(mesh, pcjax.mlp(SIZES), tx, batch_size=12))
+    with pytest.raises(ValueError, match=f"split_batches: {message}"):
+        epoch(state, data)
+    with pytest.raises(ValueError, match=r"the state's .* holds 3 .* of 'seeds'"):
+        sharding.place_state(_mesh("batch x seeds"), _state(tx, 3))
+    with pytest.raises(ValueError, match=r"scalar, but the mesh has a seeds axis"):
+        sharding.place_state(_mesh("batch x seeds"), _state(tx))
+    with pytest.raises(ValueError, match=r"holds 17 entries .* of 'model'"):
+        sharding.place_state(_mesh("batch x model"), np.ones((3, 17)), SPLIT)
+    with pytest.raises(ValueError, match=r"over 'model', but the mesh has the axes"):
+        sharding.place_state(mesh, np.ones((3, 16)), SPLIT)
+    for sizes in ({"batch": 3}, {"batch": 8, "seeds": 2}, {"seeds": 16}):
+        with pytest.raises(ValueError, match="make_mesh: 8 devices cannot be arranged"):
+            sharding.make_mesh(**sizes)
+
+
+def test_the_examples_of_the_documentation_run():
+    root = Path(__file__).parents[2]
+    readme, page = (
+        re.findall(r"```python\n(.*?)```", (root / name).read_text(), re.DOTALL)
+        for name in ("README.md", "docs/scaling.md")
+    )
+    blocks = [block for block in page if "jax.distributed" not in block]
+    assert len(blocks) == 4
+    labels = np.arange(128) % 10
+    names = {}
+    exec(readme[0], names)
+    names |= {
+        "update": training.make_update(names["grad_fn"], names["tx"]),
+        "opt_state": names["tx"].init(names["params"]),
+        "images": RANDOM.integers(0, 256, (128, 64), dtype=np.uint8),
+        "labels": labels,
+        "inputs": RANDOM.uniform(size=(128, 64)).astype(np.float32),
+        "targets": np.eye(10, dtype=np.float32)[labels],
+    }
+    for block, axes in zip(
+        blocks,
+        (
+            {"batch": 8},
+            {"seeds": 4, "batch": 2},
+            {"batch": 4, "model": 2},
+            {"batch": 8},
+        ),
+        strict=True,
+    ):
+        exec(block, names)
+        assert dict(names["mesh"].shape) == axes
+        assert np.all(np.isfinite(names["metrics"].loss))
+    kernel = names["state"].params[0]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (64, 128 // 2)
+    assert names["loss"].sharding.is_fully_replicated
