@@ -235,7 +235,7 @@ EXPERIMENT = Experiment(
             step_sizes=(0.05, 0.1),
         ),
         "cpu": Size(
-            seeds=3, epochs=6, train_images=10_000, grid_epochs=3, grid_images=5_000
+            seeds=3, epochs=5, train_images=10_000, grid_epochs=2, grid_images=4_000
         ),
         "paper": Size(),
     },

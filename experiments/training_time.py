@@ -140,7 +140,7 @@ EXPERIMENT = Experiment(
     title="Loss against seconds",
     sizes={
         "smoke": Size(epochs=(2, 2, 2), train_images=(640, 640, 640)),
-        "cpu": Size(epochs=(8, 8, 6), train_images=(20_000, 5_000, 10_000)),
+        "cpu": Size(epochs=(8, 6, 6), train_images=(20_000, 3_000, 10_000)),
         "paper": Size(),
     },
     measure=measure,

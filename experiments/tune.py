@@ -179,7 +179,7 @@ EXPERIMENT = Experiment(
     title="Rates chosen by the test set and by validation",
     sizes={
         "smoke": Size(seeds=2, epochs=2, train_images=640),
-        "cpu": Size(seeds=2, epochs=5, train_images=10_000),
+        "cpu": Size(seeds=2, epochs=4, train_images=5_000),
         "paper": Size(),
     },
     measure=measure,

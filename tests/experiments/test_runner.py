@@ -37,7 +37,7 @@ def test_runs_differ_in_seeds_and_rates_as_single_trainings_do(task):
     keys = jax.random.split(jax.random.key(7), 3)
     trainer = runner.Trainer(method, task, SMALL, hyper, keys)
     records = [trainer.epoch() for _ in range(2)]
-    for index, key in enumerate(keys):
+    for index, run_key in enumerate(keys):
         eps = hyper.step_size[index]
         grad_fn = pcjax.value_and_grad(
             task.network,
@@ -46,13 +46,14 @@ def test_runs_differ_in_seeds_and_rates_as_single_trainings_do(task):
             clamp=pcjax.soft_clamp(0.01),
         )
         tx = pcjax.mq(hyper.learning_rate[index])
-        state = training.init_state(task.network, tx, key, task.example())
+        state = training.init_state(task.network, tx, run_key, task.example())
         update = jax.jit(training.make_update(grad_fn, tx))
         params, opt_state = state.params, state.opt_state
         for epoch, record in enumerate(records):
-            order = jax.random.permutation(jax.random.fold_in(state.key, epoch), 256)
+            key = jax.random.fold_in(state.key, epoch)
+            order = jax.random.permutation(key, len(task.train.labels))
             losses = []
-            for batch in order.reshape(8, 32):
+            for batch in order[:256].reshape(8, 32):  # of 260
                 rows = task.train.images[batch], task.train.labels[batch]
                 params, opt_state, (_, info) = update(
                     params, opt_state, *task.prepare(*rows)
