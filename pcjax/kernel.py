@@ -28,6 +28,7 @@ from pcjax.energy import (
 )
 from pcjax.networks import Layer, Network, Params
 from pcjax.outputs import Clamp, Output
+from pcjax.precision import Anchor
 
 OptState = Any  # state of the optimizer that moves the activities
 Pullback = Callable[[jax.Array], tuple[Any, ...]]
@@ -113,8 +114,14 @@ def run(
 
     first, pull_first = _linearize_params(*bottom, inputs)
     forward: list[tuple[jax.Array, Any]] = [(first, None)]
+    anchors: list[Anchor | None] = []
     for layer, theta in upper:
-        forward.append(jax.vjp(partial(layer.apply, theta), forward[-1][0]))
+        prediction, pull, anchor = jax.vjp(
+            partial(predict, layer, None, theta), forward[-1][0], has_aux=True
+        )
+        forward.append((prediction, pull))
+        anchors.append(anchor)
+    near = list(zip(upper, anchors, strict=True))
     start = tuple(prediction for prediction, _ in forward[:-1])
 
     def see(shifts, linearized):
@@ -125,8 +132,8 @@ def run(
         shifts, opt_state = carry
         hidden = jax.tree.map(jnp.add, start, shifts)
         linearized = forward[: 1 + count - stage.moved] + [
-            jax.vjp(partial(layer.apply, theta), h)
-            for (layer, theta), h in list(zip(upper, hidden, strict=True))[
+            jax.vjp(partial(predict, layer, anchor, theta), h, has_aux=True)[:2]
+            for ((layer, theta), anchor), h in list(zip(near, hidden, strict=True))[
                 count - stage.moved :
             ]
         ]
@@ -163,8 +170,8 @@ def run(
     predictions, pullbacks = zip(
         (first, pull_first),
         *(
-            _linearize_params(layer, theta, h)
-            for (layer, theta), h in zip(upper, hidden, strict=True)
+            _linearize_params(layer, theta, h, anchor)
+            for ((layer, theta), anchor), h in zip(near, hidden, strict=True)
         ),
         strict=True,
     )
@@ -212,11 +219,23 @@ def _stages(num_steps: int, count: int, delayed: bool) -> Iterator[_Stage]:
         t = stop
 
 
+def predict(
+    layer: Layer, anchor: Anchor | None, params: Params, inputs: jax.Array
+) -> tuple[jax.Array, Anchor | None]:
+    """`layer.apply`, or `layer.near` if there is one; and the anchor it goes by."""
+    if layer.near is None:
+        return layer.apply(params, inputs), None
+    return layer.near(params, inputs, anchor)
+
+
 def _linearize_params(
-    layer: Layer, params: Params, activity: jax.Array
+    layer: Layer, params: Params, activity: jax.Array, anchor: Anchor | None = None
 ) -> tuple[jax.Array, Pullback]:
     """The prediction and its vector-Jacobian product with respect to the params."""
-    return jax.vjp(lambda theta: layer.apply(theta, activity), params)
+    prediction, pull, _ = jax.vjp(
+        lambda theta: predict(layer, anchor, theta, activity), params, has_aux=True
+    )
+    return prediction, pull
 
 
 def observe(

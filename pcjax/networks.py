@@ -15,8 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pcjax.precision import (
+    Anchor,
+    Bilinear,
+    Product,
+    convolution,
+    matmul,
+    plain,
+    rounded,
+)
+
 Params = Any  # the pytree of one layer's parameters
 Activation = Callable[[jax.Array], jax.Array]
+# (params, inputs, anchor or None) -> (predictions, anchor)
+Near = Callable[[Params, jax.Array, Anchor | None], tuple[jax.Array, Anchor | None]]
 
 
 def linear(x: jax.Array) -> jax.Array:
@@ -35,11 +47,17 @@ class Layer(NamedTuple):
       activation: the function `f` that `apply` puts on its input before the
         weights (the pre-activation layout). Only the decay term
         `||f(h_l)||^2 / 2` of the free energy reads it.
+      near: None, or how inference evaluates a layer whose products are rounded:
+        `(params, inputs, anchor) -> (predictions, anchor)`. With the anchor None it
+        is `apply`, and the anchor it returns is that of the feed-forward pass; with
+        such an anchor it counts its product from there (see `pcjax.precision`).
+        `layer._replace(near=None)` rounds plainly, which inference does not bear.
     """
 
     init: Callable[[jax.Array, jax.Array], Params]
     apply: Callable[[Params, jax.Array], jax.Array]
     activation: Activation = linear
+    near: Near | None = None
 
 
 class Network(NamedTuple):
@@ -165,6 +183,7 @@ def dense(
     activation: Activation = linear,
     *,
     in_features: int | None = None,
+    product_dtype: Any = None,
 ) -> Layer:
     """A fully connected layer, pre-activation: `p = f(h) W + b`.
 
@@ -173,11 +192,15 @@ def dense(
       activation: `f`, put on the input.
       in_features: the size of the input, checked by `init`; None takes what
         comes.
+      product_dtype: None, or the dtype to round the operands of every product to,
+        `jnp.bfloat16`; all else keeps the dtype of the inputs. See
+        `pcjax.precision`.
 
     Returns:
       A layer with parameters `{"kernel": [in, features], "bias": [features]}`;
       `apply` flattens its input to [B, in].
     """
+    product = _product(matmul, product_dtype)
 
     def init(key: jax.Array, inputs: jax.Array) -> Params:
         fan_in = math.prod(inputs.shape[1:])
@@ -193,11 +216,12 @@ def dense(
             "bias": uniform_fan_in(bias_key, (features,), fan_in, inputs.dtype),
         }
 
-    def apply(params: Params, inputs: jax.Array) -> jax.Array:
+    def near(params, inputs, anchor):
         flat = inputs.reshape(inputs.shape[0], -1)
-        return activation(flat) @ params["kernel"] + params["bias"][None]
+        outputs, anchor = product(activation(flat), params["kernel"], anchor)
+        return outputs + params["bias"][None], anchor
 
-    return Layer(init, apply, activation)
+    return _layer(init, near, activation, product_dtype)
 
 
 def conv(
@@ -206,6 +230,7 @@ def conv(
     strides: tuple[int, int] = (2, 2),
     *,
     activation: Activation = jax.nn.relu,
+    product_dtype: Any = None,
 ) -> Layer:
     """A convolution without padding, post-activation: `p = f(conv(h) + b)`.
 
@@ -214,11 +239,13 @@ def conv(
       kernel_size: height and width of the filters.
       strides: vertical and horizontal stride.
       activation: `f`, put on the output.
+      product_dtype: see `dense`.
 
     Returns:
       A layer over [B, H, W, C] with parameters
       `{"kernel": [kh, kw, C, features], "bias": [features]}`.
     """
+    product = _product(convolution(strides), product_dtype)
 
     def init(key: jax.Array, inputs: jax.Array) -> Params:
         if inputs.ndim != 4:
@@ -241,26 +268,39 @@ def conv(
             "bias": uniform_fan_in(bias_key, (features,), fan_in, inputs.dtype),
         }
 
+    def near(params, inputs, anchor):
+        outputs, anchor = product(inputs, params["kernel"], anchor)
+        return activation(outputs + params["bias"][None, None, None]), anchor
+
+    return _layer(init, near, linear, product_dtype)
+
+
+def _product(bilinear: Bilinear, dtype: Any) -> Product:
+    return plain(bilinear) if dtype is None else rounded(bilinear, dtype)
+
+
+def _layer(init, near, activation, product_dtype):
+    """A layer whose `apply` is `near` without an anchor."""
+
     def apply(params: Params, inputs: jax.Array) -> jax.Array:
-        outputs = jax.lax.conv_general_dilated(
-            inputs,
-            params["kernel"],
-            window_strides=strides,
-            padding="VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return activation(outputs + params["bias"][None, None, None])
+        return near(params, inputs, None)[0]
 
-    return Layer(init, apply)
+    return Layer(init, apply, activation, None if product_dtype is None else near)
 
 
-def mlp(sizes: Sequence[int], activation: Activation = jax.nn.relu) -> Network:
+def mlp(
+    sizes: Sequence[int],
+    activation: Activation = jax.nn.relu,
+    *,
+    product_dtype: Any = None,
+) -> Network:
     """A fully connected network in the pre-activation layout.
 
     Args:
       sizes: of the input, the hidden layers and the output;
         `[3072, 1024, 1024, 1024, 10]` is the paper's classifier.
       activation: `f` of the hidden layers; the input passes unchanged.
+      product_dtype: see `dense`.
 
     Returns:
       A network of `len(sizes) - 1` dense layers; inputs of any shape are
@@ -275,7 +315,12 @@ def mlp(sizes: Sequence[int], activation: Activation = jax.nn.relu) -> Network:
         )
     return Network(
         tuple(
-            dense(size, activation if index else linear, in_features=below)
+            dense(
+                size,
+                activation if index else linear,
+                in_features=below,
+                product_dtype=product_dtype,
+            )
             for index, (below, size) in enumerate(itertools.pairwise(sizes))
         )
     )
@@ -286,6 +331,7 @@ def convnet(
     *,
     features: Sequence[int] = (64, 128, 256),
     kernel_sizes: Sequence[int] = (5, 5, 3),
+    product_dtype: Any = None,
 ) -> Network:
     """The paper's convolutional classifier, post-activation.
 
@@ -298,6 +344,7 @@ def convnet(
       num_classes: the number of logits.
       features: the output channels of each convolution.
       kernel_sizes: the side of each (square) filter.
+      product_dtype: see `dense`.
 
     Returns:
       A network of `len(features) + 1` layers over images [B, H, W, C].
@@ -310,21 +357,24 @@ def convnet(
             f"convnet: {len(features)} features, but {len(kernel_sizes)} kernel sizes."
         )
     convs = [
-        conv(channels, (size, size))
+        conv(channels, (size, size), product_dtype=product_dtype)
         for channels, size in zip(features, kernel_sizes, strict=True)
     ]
-    return Network((*convs, dense(num_classes)))
+    return Network((*convs, dense(num_classes, product_dtype=product_dtype)))
 
 
 def autoencoder(
     sizes: Sequence[int] = (3072, 1024, 256, 20, 256, 1024, 3072),
     activation: Activation = jax.nn.relu,
+    *,
+    product_dtype: Any = None,
 ) -> Network:
     """The paper's fully connected autoencoder: an `mlp` that ends where it starts.
 
     Args:
       sizes: of every layer, input and reconstruction included.
       activation: of the hidden layers.
+      product_dtype: see `dense`.
 
     Returns:
       A network whose logits [B, sizes[-1]] are meant for `pcjax.sigmoid`.
@@ -337,4 +387,4 @@ def autoencoder(
             f"autoencoder: the input has size {sizes[0]}, the reconstruction "
             f"{sizes[-1]}; they must be equal."
         )
-    return mlp(sizes, activation)
+    return mlp(sizes, activation, product_dtype=product_dtype)
