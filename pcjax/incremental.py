@@ -11,6 +11,7 @@ from pcjax.energy import Weights
 from pcjax.kernel import (
     Method,
     Problem,
+    at_rest,
     energy_gradient,
     observe,
     predict,
@@ -83,8 +84,7 @@ def incremental(
         start = tuple(prediction for prediction, _ in linearized[:-1])
         shifts = jax.tree.map(jnp.zeros_like, start)
         origin = (inputs, *start)
-        if anchors[0] is not None:
-            anchors[0] = anchors[0]._replace(inputs=None)  # the input stays
+        anchors[0] = at_rest(anchors[0])
 
         def see(shifts, linearized):
             predictions = [prediction for prediction, _ in linearized]

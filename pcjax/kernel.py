@@ -121,6 +121,9 @@ def run(
         )
         forward.append((prediction, pull))
         anchors.append(anchor)
+    delayed = method.delayed and is_zero(problem.decay)
+    still = max(0, count - method.num_steps) if delayed else 0  # layers, to the end
+    anchors = [at_rest(anchor) for anchor in anchors[:still]] + anchors[still:]
     near = list(zip(upper, anchors, strict=True))
     start = tuple(prediction for prediction, _ in forward[:-1])
 
@@ -155,7 +158,6 @@ def run(
     shifts = jax.tree.map(jnp.zeros_like, start)
     initial = see(shifts, forward)
     carry, rows = (shifts, method.init(start)), []
-    delayed = method.delayed and is_zero(problem.decay)
     for stage in _stages(method.num_steps, count, delayed):
         steps = jnp.arange(stage.start, stage.stop, dtype=jnp.int32)
         if len(steps) == 1:
@@ -226,6 +228,11 @@ def predict(
     if layer.near is None:
         return layer.apply(params, inputs), None
     return layer.near(params, inputs, anchor)
+
+
+def at_rest(anchor: Anchor | None) -> Anchor | None:
+    """The anchor of a layer whose input never moves, which needs no new product."""
+    return None if anchor is None else anchor._replace(inputs=None)
 
 
 def _linearize_params(

@@ -1,28 +1,31 @@
 """Products in a narrower dtype than the activities: bfloat16, for short.
 
-R rounds to bfloat16, which keeps float32's range but 8 of its 24 bits: a relative
-error of at most 2^-9 an entry. Activities, errors, parameters and gradients stay in
-float32, and products are summed in float32. What may be rounded plainly, and what not:
+R rounds to bfloat16, which has float32's range but 8 bits of precision in place of 24:
+an entry is off by at most 2^-8 of itself. Activities, errors, parameters and
+gradients stay in float32, and products are summed in float32. What may be rounded
+plainly, and what may not:
 
-- Vector-Jacobian products `R(g) R(w)^T` and weight gradients `R(x)^T R(g)`: yes. Their
-  result is used as it is, and is off by some 2^-9 of the size of its terms.
-- The feed-forward pass `R(x) R(w)`: yes. Activities are counted from what it gives, so
-  that errors start at exactly 0.
-- Predictions during inference: no. An error is `e = d - (p(h0 + d) - p(h0))`, the
-  difference of two predictions that are nearly equal. In early layers it is 1e-5 of
-  the activity or less, and `R(f(h0 + d))` mostly is `R(f(h0))` or else jumps by
-  2^-8 of it. Two bfloat16 numbers in place of one, `x = R(x) + R(x - R(x))`, are
-  good for 2^-17 = 8e-6 of the activity: twice the work, and still too coarse.
+- Vector-Jacobian products `R(g) R(w)^T` and weight gradients `R(x)^T R(g)` may. Each
+  term of their sums is off by at most 2^-7 of itself, whatever its size.
+- The feed-forward pass `R(x) R(w)` may. Activities are counted from what it gives, so
+  that hidden errors start at exactly 0.
+- Predictions during inference may not. An error is `e = d - (p(h0 + d) - p(h0))`, and
+  these two predictions are nearly equal: in early layers d is 1e-5 of the activity or
+  less, where `R(f(h0 + d))` either is `R(f(h0))` or is 2^-8 of it away. Nor would two
+  bfloat16 numbers for one do, `R(x) + R(x - R(x))`: for twice the work they are good
+  for 2^-16 = 1.5e-5 of the activity.
 
-So the product is taken of the change since the feed-forward pass, which is exact in
-float32 and loses no more than 2^-9 of itself in bfloat16:
+So the product is taken of the change since the feed-forward pass. That is a
+difference of nearly equal numbers, so exact in float32, and rounding it costs 2^-8 of
+the change, not of the activity:
 
     p(h) = p(h0) + R(f(h) - f(h0)) R(w)
 
-one product, as before. With respect to `f(h)` and `w`, its vector-Jacobian products are
-those of `f(h) w`. Every product of an inference uses the same `R(w)`, so that what
-inference descends is the free energy of a nearby network: the weights rounded, and
-each example's biases off by `(R(f(h0)) - f(h0)) R(w)`.
+It is one product, as before. With respect to `f(h)` and `w` it is differentiated as
+`f(h) w`. Every product of an inference uses the same `R(w)`, so that inference
+descends the free energy of a nearby network, up to rounding relative to each change:
+that of the weights `R(w)`, with the biases of each example off by
+`(R(f(h0)) - f(h0)) R(w)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -147,7 +150,8 @@ def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int], dtype: Any):
 matmul = Bilinear(
     apply=lambda x, w, dtype: jnp.matmul(x, w, preferred_element_type=dtype),
     pull_inputs=lambda g, w, shape, dtype: _dot(g, w, (1, 1), dtype),
-    pull_kernel=lambda x, g, shape, dtype: _dot(x, g, (0, 0), dtype),
+    # The other way round, some versions of XLA have no program for CPUs under vmap.
+    pull_kernel=lambda x, g, shape, dtype: _dot(g, x, (0, 0), dtype).T,
 )
 
 
