@@ -49,9 +49,9 @@ class Layer(NamedTuple):
         `||f(h_l)||^2 / 2` of the free energy reads it.
       near: None, or how inference evaluates a layer whose products are rounded:
         `(params, inputs, anchor) -> (predictions, anchor)`. With the anchor None it
-        is `apply`, and the anchor it returns is that of the feed-forward pass; with
+        is `apply`, and the `Anchor` it returns is that of the feed-forward pass; with
         such an anchor it counts its product from there (see `pcjax.precision`).
-        `layer._replace(near=None)` rounds plainly, which inference does not bear.
+        `layer._replace(near=None)` rounds plainly, and so loses small errors.
     """
 
     init: Callable[[jax.Array, jax.Array], Params]

@@ -333,6 +333,19 @@ def test_incremental_follows_steps_of_the_weights_too(x64, learning_rate):
     assert min(naives) < 0.9
 
 
+def test_derivatives_by_the_step_size_agree_with_float32():
+    def energy(step_size, case):
+        method = pcjax.sequential(3, step_size)
+        grad_fn = pcjax.value_and_grad(case.network, method, **OPTIONS)
+        return grad_fn(*case[1:])[0][0]
+
+    slopes = [
+        jax.jit(jax.grad(partial(energy, case=case_of("tanh", dtype))))(0.1)
+        for dtype in (jnp.bfloat16, None)
+    ]
+    np.testing.assert_allclose(*slopes, rtol=0.02)
+
+
 def test_backprop_agrees_with_float32():
     case = case_of("tanh", jnp.bfloat16)
     results = [
