@@ -183,18 +183,39 @@ def _rules(network):
     )
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv"])
-def test_anchored_products_are_the_products(x64, name):
-    def build(dtype):
-        if name == "conv":  # rows and columns that no filter reaches
-            return pcjax.convnet(
-                4, features=(3, 5), kernel_sizes=(3, 2), product_dtype=dtype
-            )
-        return pcjax.mlp([60, 7, 6, 8, 4], jnp.tanh, product_dtype=dtype)
+def _mixed(dtype):
+    """Rounded layers around one that knows nothing of it."""
+    ends = (
+        pcjax.dense(6, product_dtype=dtype),
+        pcjax.dense(4, jnp.tanh, product_dtype=dtype),
+    )
+    return pcjax.Network((ends[0], problems.residual(), ends[1]))
 
-    case = problems.make(build(None), (6, 10, 1), dtype=jnp.float64)
-    if name == "conv":
-        case = problems.make(build(None), (12, 9, 2), dtype=jnp.float64)
+
+BUILD = {
+    "mlp": (
+        lambda dtype: pcjax.mlp([60, 7, 6, 8, 4], jnp.tanh, product_dtype=dtype),
+        (6, 10, 1),
+    ),
+    # Some rows and columns are reached by no filter.
+    "conv": (
+        lambda dtype: pcjax.convnet(
+            4, features=(3, 5), kernel_sizes=(3, 2), product_dtype=dtype
+        ),
+        (12, 9, 2),
+    ),
+    "autoencoder": (
+        lambda dtype: pcjax.autoencoder([6, 4, 6], product_dtype=dtype),
+        (6,),
+    ),
+    "mixed": (_mixed, (5,)),
+}
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_anchored_products_are_the_products(x64, name):
+    build, shape = BUILD[name]
+    case = problems.make(build(None), shape, dtype=jnp.float64)
     pairs = zip(_rules(build(None)), _rules(build(jnp.float64)), strict=True)
     for (label, plain), (_, anchored) in pairs:
         want, have = (problems.quick_jit(f)(*case[1:]) for f in (plain, anchored))
