@@ -5,19 +5,11 @@ from pcjax.energy import free_energy, free_energy_per_layer, prediction_errors
 from pcjax.incremental import incremental
 from pcjax.inference import infer, sequential, simultaneous
 from pcjax.kernel import Inference, InferenceState, Method
+from pcjax.layers import autoencoder, conv, convnet, dense, mlp
 from pcjax.learning import Info, local_gradients, value_and_grad
 from pcjax.modules import from_linen, from_nnx
 from pcjax.mq import ScaleByMQState, mq, scale_by_mq
-from pcjax.networks import (
-    Layer,
-    Network,
-    autoencoder,
-    conv,
-    convnet,
-    dense,
-    feedforward,
-    mlp,
-)
+from pcjax.networks import Layer, Network, feedforward
 from pcjax.outputs import (
     Clamp,
     Output,

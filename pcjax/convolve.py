@@ -1,6 +1,7 @@
 """The convolution of the conv layers, as the device computes it best."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,17 @@ def convolve(
     return by_xla(inputs, kernel, strides)
 
 
-def by_xla(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    """`convolve` as XLA's convolution."""
+def by_xla(
+    inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], dtype: Any = None
+) -> jax.Array:
+    """`convolve` as XLA's convolution; `dtype` is that of sums and result."""
     return jax.lax.conv_general_dilated(
         inputs,
         kernel,
         window_strides=strides,
         padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=dtype,
     )
 
 

@@ -61,11 +61,11 @@ def free_energy(
     `F = gamma_L loss(p_L, h_L) + sum_{l=1}^{L-1} (gamma_l / 2 ||h_l - p_l||^2
     + decay_l / 2 ||f(h_l)||^2)`
 
-    >>> from pcjax import networks
-    >>> network = networks.mlp([3, 2, 1])
+    >>> import pcjax
+    >>> network = pcjax.mlp([3, 2, 1])
     >>> params = network.init(jax.random.key(0), jnp.ones((1, 3)))
     >>> inputs, targets = jnp.ones((5, 3)), jnp.ones((5, 1))
-    >>> hidden, _ = networks.feedforward(network, params, inputs)
+    >>> hidden, _ = pcjax.feedforward(network, params, inputs)
     >>> free_energy(network, params, (inputs, hidden, targets)).shape
     (5,)
 

@@ -15,6 +15,7 @@ from pcjax.kernel import (
     Problem,
     energy_gradient,
     observe,
+    predict,
 )
 from pcjax.networks import Network, Params, linear
 from pcjax.outputs import Clamp, Output, full_clamp, identity, soft_clamp
@@ -252,16 +253,20 @@ def _observer(problem, params, inputs, targets):
     (bottom, theta), *upper = zip(problem.network.layers, params, strict=True)
     first = bottom.apply(theta, inputs)
     start: tuple[jax.Array, ...] = ()
+    anchors = []
     activity = first
     for layer, theta in upper:
         start = (*start, activity)
-        activity = layer.apply(theta, activity)
+        activity, anchor = predict(layer, None, theta, activity)
+        anchors.append(anchor)
 
     def look(shifts):
         predictions, pullbacks = [first], []
         hidden = jax.tree.map(jnp.add, start, tuple(shifts))
-        for (layer, theta), h in zip(upper, hidden, strict=True):
-            prediction, pull = jax.vjp(partial(layer.apply, theta), h)
+        for (layer, theta), anchor, h in zip(upper, anchors, hidden, strict=True):
+            prediction, pull, _ = jax.vjp(
+                partial(predict, layer, anchor, theta), h, has_aux=True
+            )
             predictions.append(prediction)
             pullbacks.append(pull)
         state = observe(problem, inputs, targets, start, shifts, predictions)

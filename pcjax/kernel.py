@@ -28,6 +28,7 @@ from pcjax.energy import (
 )
 from pcjax.networks import Layer, Network, Params
 from pcjax.outputs import Clamp, Output
+from pcjax.precision import Anchor
 
 OptState = Any  # state of the optimizer that moves the activities
 Pullback = Callable[[jax.Array], tuple[Any, ...]]
@@ -113,8 +114,17 @@ def run(
 
     first, pull_first = _linearize_params(*bottom, inputs)
     forward: list[tuple[jax.Array, Any]] = [(first, None)]
+    anchors: list[Anchor | None] = []
     for layer, theta in upper:
-        forward.append(jax.vjp(partial(layer.apply, theta), forward[-1][0]))
+        prediction, pull, anchor = jax.vjp(
+            partial(predict, layer, None, theta), forward[-1][0], has_aux=True
+        )
+        forward.append((prediction, pull))
+        anchors.append(anchor)
+    delayed = method.delayed and is_zero(problem.decay)
+    still = max(0, count - method.num_steps) if delayed else 0  # layers, to the end
+    anchors = [at_rest(anchor) for anchor in anchors[:still]] + anchors[still:]
+    near = list(zip(upper, anchors, strict=True))
     start = tuple(prediction for prediction, _ in forward[:-1])
 
     def see(shifts, linearized):
@@ -125,8 +135,8 @@ def run(
         shifts, opt_state = carry
         hidden = jax.tree.map(jnp.add, start, shifts)
         linearized = forward[: 1 + count - stage.moved] + [
-            jax.vjp(partial(layer.apply, theta), h)
-            for (layer, theta), h in list(zip(upper, hidden, strict=True))[
+            jax.vjp(partial(predict, layer, anchor, theta), h, has_aux=True)[:2]
+            for ((layer, theta), anchor), h in list(zip(near, hidden, strict=True))[
                 count - stage.moved :
             ]
         ]
@@ -148,7 +158,6 @@ def run(
     shifts = jax.tree.map(jnp.zeros_like, start)
     initial = see(shifts, forward)
     carry, rows = (shifts, method.init(start)), []
-    delayed = method.delayed and is_zero(problem.decay)
     for stage in _stages(method.num_steps, count, delayed):
         steps = jnp.arange(stage.start, stage.stop, dtype=jnp.int32)
         if len(steps) == 1:
@@ -163,8 +172,8 @@ def run(
     predictions, pullbacks = zip(
         (first, pull_first),
         *(
-            _linearize_params(layer, theta, h)
-            for (layer, theta), h in zip(upper, hidden, strict=True)
+            _linearize_params(layer, theta, h, anchor)
+            for ((layer, theta), anchor), h in zip(near, hidden, strict=True)
         ),
         strict=True,
     )
@@ -212,11 +221,28 @@ def _stages(num_steps: int, count: int, delayed: bool) -> Iterator[_Stage]:
         t = stop
 
 
+def predict(
+    layer: Layer, anchor: Anchor | None, params: Params, inputs: jax.Array
+) -> tuple[jax.Array, Anchor | None]:
+    """`layer.apply`, or `layer.near` if there is one; and the anchor it goes by."""
+    if layer.near is None:
+        return layer.apply(params, inputs), None
+    return layer.near(params, inputs, anchor)
+
+
+def at_rest(anchor: Anchor | None) -> Anchor | None:
+    """The anchor of a layer whose input never moves, which needs no new product."""
+    return None if anchor is None else anchor._replace(inputs=None)
+
+
 def _linearize_params(
-    layer: Layer, params: Params, activity: jax.Array
+    layer: Layer, params: Params, activity: jax.Array, anchor: Anchor | None = None
 ) -> tuple[jax.Array, Pullback]:
     """The prediction and its vector-Jacobian product with respect to the params."""
-    return jax.vjp(lambda theta: layer.apply(theta, activity), params)
+    prediction, pull, _ = jax.vjp(
+        lambda theta: predict(layer, anchor, theta, activity), params, has_aux=True
+    )
+    return prediction, pull
 
 
 def observe(

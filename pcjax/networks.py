@@ -7,18 +7,18 @@ differentiable map that treats the examples of a batch separately will do: the
 layers built here, a flax module, a residual block, a user's own function.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pcjax.convolve import convolve
+from pcjax.precision import Anchor
 
 Params = Any  # the pytree of one layer's parameters
 Activation = Callable[[jax.Array], jax.Array]
+# (params, inputs, anchor or None) -> (predictions, anchor)
+Near = Callable[[Params, jax.Array, Anchor | None], tuple[jax.Array, Anchor | None]]
 
 
 def linear(x: jax.Array) -> jax.Array:
@@ -37,17 +37,24 @@ class Layer(NamedTuple):
       activation: the function `f` that `apply` puts on its input before the
         weights (the pre-activation layout). Only the decay term
         `||f(h_l)||^2 / 2` of the free energy reads it.
+      near: None, or how inference evaluates a layer whose products are rounded:
+        `(params, inputs, anchor) -> (predictions, anchor)`. With the anchor None it
+        is `apply`, and the `Anchor` it returns is that of the feed-forward pass; with
+        such an anchor it counts its product from there (see `pcjax.precision`).
+        `layer._replace(near=None)` rounds plainly, and so loses small errors.
     """
 
     init: Callable[[jax.Array, jax.Array], Params]
     apply: Callable[[Params, jax.Array], jax.Array]
     activation: Activation = linear
+    near: Near | None = None
 
 
 class Network(NamedTuple):
     """A chain of layers.
 
-    >>> network = Network((dense(4), dense(2, jax.nn.relu)))
+    >>> import pcjax
+    >>> network = Network((pcjax.dense(4), pcjax.dense(2, jax.nn.relu)))
     >>> params = network.init(jax.random.key(0), jnp.ones((1, 3)))
     >>> network.apply(params, jnp.ones((5, 3))).shape
     (5, 2)
@@ -152,185 +159,3 @@ def explain(index: int, activity: jax.Array, function: Callable, *args) -> Any:
             f"network: layer {index} does not accept an activity of shape "
             f"{activity.shape} with its parameters: {error}"
         ) from error
-
-
-def uniform_fan_in(
-    key: jax.Array, shape: Sequence[int], fan_in: int, dtype: Any
-) -> jax.Array:
-    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the reference initialisation."""
-    bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def dense(
-    features: int,
-    activation: Activation = linear,
-    *,
-    in_features: int | None = None,
-) -> Layer:
-    """A fully connected layer, pre-activation: `p = f(h) W + b`.
-
-    Args:
-      features: the size of the prediction.
-      activation: `f`, put on the input.
-      in_features: the size of the input, checked by `init`; None takes what
-        comes.
-
-    Returns:
-      A layer with parameters `{"kernel": [in, features], "bias": [features]}`;
-      `apply` flattens its input to [B, in].
-    """
-
-    def init(key: jax.Array, inputs: jax.Array) -> Params:
-        fan_in = math.prod(inputs.shape[1:])
-        if in_features is not None and fan_in != in_features:
-            raise ValueError(
-                f"dense expects {in_features} input features, but was given {fan_in} "
-                f"(shape {inputs.shape})."
-            )
-        kernel_key, bias_key = jax.random.split(key)
-        shape = (fan_in, features)
-        return {
-            "kernel": uniform_fan_in(kernel_key, shape, fan_in, inputs.dtype),
-            "bias": uniform_fan_in(bias_key, (features,), fan_in, inputs.dtype),
-        }
-
-    def apply(params: Params, inputs: jax.Array) -> jax.Array:
-        flat = inputs.reshape(inputs.shape[0], -1)
-        return activation(flat) @ params["kernel"] + params["bias"][None]
-
-    return Layer(init, apply, activation)
-
-
-def conv(
-    features: int,
-    kernel_size: tuple[int, int],
-    strides: tuple[int, int] = (2, 2),
-    *,
-    activation: Activation = jax.nn.relu,
-) -> Layer:
-    """A convolution without padding, post-activation: `p = f(conv(h) + b)`.
-
-    Args:
-      features: the number of output channels.
-      kernel_size: height and width of the filters.
-      strides: vertical and horizontal stride.
-      activation: `f`, put on the output.
-
-    Returns:
-      A layer over [B, H, W, C] with parameters
-      `{"kernel": [kh, kw, C, features], "bias": [features]}`.
-    """
-
-    def init(key: jax.Array, inputs: jax.Array) -> Params:
-        if inputs.ndim != 4:
-            raise ValueError(
-                f"conv expects images [B, H, W, C], but was given {inputs.shape}."
-            )
-        if any(
-            size < filter_size
-            for size, filter_size in zip(inputs.shape[1:3], kernel_size, strict=True)
-        ):
-            raise ValueError(
-                f"conv: filters of {kernel_size} do not fit into images {inputs.shape}."
-            )
-        channels = inputs.shape[-1]
-        fan_in = math.prod(kernel_size) * channels
-        kernel_key, bias_key = jax.random.split(key)
-        shape = (*kernel_size, channels, features)
-        return {
-            "kernel": uniform_fan_in(kernel_key, shape, fan_in, inputs.dtype),
-            "bias": uniform_fan_in(bias_key, (features,), fan_in, inputs.dtype),
-        }
-
-    def apply(params: Params, inputs: jax.Array) -> jax.Array:
-        outputs = convolve(inputs, params["kernel"], strides)
-        return activation(outputs + params["bias"][None, None, None])
-
-    return Layer(init, apply)
-
-
-def mlp(sizes: Sequence[int], activation: Activation = jax.nn.relu) -> Network:
-    """A fully connected network in the pre-activation layout.
-
-    Args:
-      sizes: of the input, the hidden layers and the output;
-        `[3072, 1024, 1024, 1024, 10]` is the paper's classifier.
-      activation: `f` of the hidden layers; the input passes unchanged.
-
-    Returns:
-      A network of `len(sizes) - 1` dense layers; inputs of any shape are
-      flattened.
-
-    Raises:
-      ValueError: if there are fewer than two sizes, or one is not positive.
-    """
-    if len(sizes) < 2 or any(size < 1 for size in sizes):
-        raise ValueError(
-            f"mlp: expected two or more positive sizes, got {list(sizes)}."
-        )
-    return Network(
-        tuple(
-            dense(size, activation if index else linear, in_features=below)
-            for index, (below, size) in enumerate(itertools.pairwise(sizes))
-        )
-    )
-
-
-def convnet(
-    num_classes: int,
-    *,
-    features: Sequence[int] = (64, 128, 256),
-    kernel_sizes: Sequence[int] = (5, 5, 3),
-) -> Network:
-    """The paper's convolutional classifier, post-activation.
-
-    Stride-2 ReLU convolutions without padding, then one linear layer on the
-    flattened channels. The defaults are the net for 32x32 images;
-    `features=(32, 64, 128, 256), kernel_sizes=(5, 5, 5, 3)` is the one for
-    64x64 (Tiny ImageNet).
-
-    Args:
-      num_classes: the number of logits.
-      features: the output channels of each convolution.
-      kernel_sizes: the side of each (square) filter.
-
-    Returns:
-      A network of `len(features) + 1` layers over images [B, H, W, C].
-
-    Raises:
-      ValueError: if the two lists differ in length.
-    """
-    if len(features) != len(kernel_sizes):
-        raise ValueError(
-            f"convnet: {len(features)} features, but {len(kernel_sizes)} kernel sizes."
-        )
-    convs = [
-        conv(channels, (size, size))
-        for channels, size in zip(features, kernel_sizes, strict=True)
-    ]
-    return Network((*convs, dense(num_classes)))
-
-
-def autoencoder(
-    sizes: Sequence[int] = (3072, 1024, 256, 20, 256, 1024, 3072),
-    activation: Activation = jax.nn.relu,
-) -> Network:
-    """The paper's fully connected autoencoder: an `mlp` that ends where it starts.
-
-    Args:
-      sizes: of every layer, input and reconstruction included.
-      activation: of the hidden layers.
-
-    Returns:
-      A network whose logits [B, sizes[-1]] are meant for `pcjax.sigmoid`.
-
-    Raises:
-      ValueError: if the first and the last size differ.
-    """
-    if sizes[0] != sizes[-1]:
-        raise ValueError(
-            f"autoencoder: the input has size {sizes[0]}, the reconstruction "
-            f"{sizes[-1]}; they must be equal."
-        )
-    return mlp(sizes, activation)

@@ -9,7 +9,7 @@ import pytest
 
 import pcjax
 from benchmarks import hlo
-from pcjax import convolve, networks, training
+from pcjax import convolve, precision, training
 
 METHODS = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}
 
@@ -30,8 +30,8 @@ def _learning(network, method, **options):
 SIZES = [48, 40, 36, 44, 10]
 
 
-def _products(method, **options):
-    network = pcjax.mlp(SIZES)
+def _products(method, product_dtype=None, **options):
+    network = pcjax.mlp(SIZES, product_dtype=product_dtype)
     arrays = jnp.ones((16, 48)), jnp.ones((16, 10)) / 10
     update = _learning(network, method, **options)
     return hlo.count(_compile(network, *arrays, update, optax.sgd(0.1)))
@@ -102,7 +102,44 @@ def test_conv_net_has_the_corresponding_products(name, num_steps, monkeypatch):
     assert counts.convolutions == 0
     assert counts.dots == 2 * 4 + 2 * num_steps * 3
     # The first layer has one prediction and one weight gradient.
-    monkeypatch.setattr(networks, "convolve", convolve.by_xla)
+    monkeypatch.setattr(precision, "convolve", convolve.by_xla)
     counts = count()
     assert counts.convolutions == 2 + 2 * (2 + 2 * num_steps)
     assert counts.dots == 2 + 2 * num_steps
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+def test_products_of_bfloat16_are_as_many_and_as_large(name, num_steps):
+    method = METHODS[name](num_steps, 0.05)
+    assert _products(method, jnp.bfloat16) == _products(method)
+
+
+def test_convolutions_of_bfloat16_are_as_many():
+    inputs, targets = jnp.ones((4, 32, 32, 3)), jnp.ones((4, 10)) / 10
+    counts = []
+    for dtype in (None, jnp.bfloat16):
+        network = pcjax.convnet(10, features=(6, 7, 8), product_dtype=dtype)
+        update = _learning(network, pcjax.sequential(3, 0.05))
+        counts.append(
+            hlo.count(_compile(network, inputs, targets, update, optax.sgd(0.1)))
+        )
+    plain, rounded = counts
+    # On a CPU the plain ones are matrix products.
+    assert rounded.dots + rounded.convolutions == plain.dots
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_incremental_has_L_minus_1_more_products_of_bfloat16_an_iteration(num_steps):
+    tx = optax.sgd(0.1)
+    arrays = jnp.ones((16, 48)), jnp.ones((16, 10)) / 10
+    dots = []
+    for dtype in (None, jnp.bfloat16):
+        network = pcjax.mlp(SIZES, product_dtype=dtype)
+        update = pcjax.incremental(
+            network, pcjax.simultaneous(num_steps, 0.05), tx, output=pcjax.softmax
+        )
+        dots.append(hlo.count(_compile(network, *arrays, update, tx)).dots)
+    # From the second iteration on, the changes of the weights are multiplied on their
+    # own, by all layers; the first has no other product, as its input never changes.
+    assert dots[1] - dots[0] == (num_steps - 1) * (len(SIZES) - 2)

@@ -1,0 +1,392 @@
+"""Products rounded to bfloat16: what they compute, and that small errors survive."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from pcjax import precision
+from pcjax.equilibrium import infer_to_equilibrium
+from tests import problems
+
+# Without the option XLA may leave out a rounding where it computes in float32 anyway.
+rounding_jit = partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+
+OPTIONS = {"output": pcjax.softmax, "clamp": pcjax.soft_clamp(0.01)}
+RUNS = [("sequential", 1), ("sequential", 3), ("simultaneous", 3)]
+
+
+def network_of(name, product_dtype=None):
+    """Five hidden layers (conv: four), as deep as the paper's and deeper."""
+    if name == "conv":
+        return pcjax.convnet(
+            10,
+            features=(8, 12, 16, 16),
+            kernel_sizes=(3, 3, 3, 3),
+            product_dtype=product_dtype,
+        )
+    activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[name]
+    sizes = [48, 64, 64, 64, 64, 64, 10]
+    return pcjax.mlp(sizes, activation, product_dtype=product_dtype)
+
+
+def case_of(name, product_dtype=None, **kwargs):
+    shape = (33, 33, 3) if name == "conv" else (48,)
+    network = network_of(name, product_dtype)
+    return problems.make(network, shape, batch=16, **kwargs)
+
+
+def naive(network):
+    """The same layers, but inference predicts by rounding whole activities."""
+    return pcjax.Network(tuple(layer._replace(near=None) for layer in network.layers))
+
+
+def double(case):
+    """The case in float64: the same numbers."""
+    return jax.tree.map(lambda x: x.astype(jnp.float64), case[1:])
+
+
+def compare(one, other):
+    """Cosine and relative error of two trees."""
+    u, v = (
+        np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(t)])
+        for t in (one, other)
+    )
+    scale = np.linalg.norm(v)
+    return u @ v / (np.linalg.norm(u) * scale), np.linalg.norm(u - v) / scale
+
+
+def learn(network, kind, num_steps, arrays):
+    """Weight gradients and hidden errors, and the activities of the hidden layers."""
+    method = problems.METHODS[kind](num_steps, 0.05)
+
+    @rounding_jit
+    def both(*arrays):
+        state = pcjax.infer(network, method, *arrays, **OPTIONS).state
+        _, grads = pcjax.value_and_grad(network, method, **OPTIONS)(*arrays)
+        return grads, state.errors[:-1], state.activities[1:-1]
+
+    return both(*arrays)
+
+
+def exact(name, kind, num_steps, arrays):
+    """What `learn` gives, in float64, by differentiating the free energy."""
+    case = problems.Case(network_of(name), *arrays)
+
+    def move(layer, slope, h):
+        return -0.05 * slope
+
+    @problems.quick_jit
+    def both(*arrays):
+        here = case._replace(params=arrays[0], inputs=arrays[1], targets=arrays[2])
+        activities = problems.descend(
+            here, kind, [move] * num_steps, OPTIONS["output"], OPTIONS["clamp"]
+        )
+        grads = pcjax.local_gradients(
+            here.network, here.params, activities, output=pcjax.softmax
+        )
+        errors = pcjax.prediction_errors(
+            here.network, here.params, activities, output=pcjax.softmax
+        )
+        return grads, errors[:-1], activities[1:-1]
+
+    return both(*arrays)
+
+
+def reached(tree):
+    """The layers an error has reached; elsewhere it is exactly zero."""
+    return [
+        i for i, x in enumerate(tree) if np.abs(jax.tree.leaves(x)[0]).max() > 1e-14
+    ]
+
+
+@pytest.mark.parametrize(("kind", "num_steps"), RUNS)
+@pytest.mark.parametrize("name", ["tanh", "relu", "conv"])
+def test_errors_of_early_layers_survive(x64, name, kind, num_steps):
+    case = case_of(name, jnp.bfloat16)
+    grads, errors, _ = learn(case.network, kind, num_steps, case[1:])
+    true_grads, true_errors, activities = exact(name, kind, num_steps, double(case))
+    layers = reached(true_errors)
+    assert len(layers) >= min(3, len(true_errors))
+    sizes = [
+        np.linalg.norm(true_errors[i]) / np.linalg.norm(activities[i]) for i in layers
+    ]
+    assert sizes[0] < 1e-5  # what bfloat16, or two of them, cannot tell from zero
+    for i in layers:
+        cosine, distance = compare(errors[i], true_errors[i])
+        assert cosine > 0.995, (i, cosine)
+        assert distance < 0.1, (i, distance)
+    for i in [*layers, len(grads) - 1]:
+        cosine, distance = compare(grads[i], true_grads[i])
+        assert cosine > 0.995, (i, cosine)
+        assert distance < 0.1, (i, distance)
+
+
+@pytest.mark.parametrize(("kind", "num_steps"), RUNS)
+def test_rounding_whole_activities_would_spoil_the_errors(x64, kind, num_steps):
+    case = case_of("relu", jnp.bfloat16)
+    _, errors, _ = learn(naive(case.network), kind, num_steps, case[1:])
+    _, true_errors, _ = exact("relu", kind, num_steps, double(case))
+    layers = reached(true_errors)
+    assert min(compare(errors[i], true_errors[i])[0] for i in layers) < 0.98
+
+
+def test_float32_products_of_changes_are_better_than_of_activities(x64):
+    # Nothing is rounded then; the sums of a product of whole activities are.
+    true = exact("tanh", "sequential", 1, double(case_of("tanh")))
+    distances = []
+    for dtype in (None, jnp.float32):
+        case = case_of("tanh", dtype)
+        _, errors, _ = learn(case.network, "sequential", 1, case[1:])
+        distances.append(compare(errors[1], true[1][1])[1])
+    assert distances[1] < distances[0] / 2
+
+
+@pytest.mark.parametrize("name", ["relu", "conv"])
+def test_hidden_errors_start_at_exactly_zero(name):
+    case = case_of(name, jnp.bfloat16)
+    inference = jax.jit(
+        partial(pcjax.infer, case.network, pcjax.sequential(1, 0.05), **OPTIONS)
+    )(*case[1:])
+    for error in inference.initial.errors[:-1]:
+        np.testing.assert_array_equal(error, 0)
+
+
+# In float64 nothing is rounded, so that only the algebra is left.
+
+
+def _rules(network):
+    tx = optax.sgd(0.1)
+    for kind, make in problems.METHODS.items():
+        for num_steps in (1, 3):
+            method = make(num_steps, 0.1)
+            yield (
+                f"{kind} {num_steps}",
+                pcjax.value_and_grad(network, method, **OPTIONS),
+            )
+        incremental = pcjax.incremental(network, make(4, 0.1), tx, **OPTIONS)
+        yield (
+            f"incremental {kind}",
+            lambda params, *batch, f=incremental: f(params, tx.init(params), *batch),
+        )
+    yield "backprop", pcjax.backprop.value_and_grad(network, output=pcjax.softmax)
+    method = pcjax.sequential(5, 0.1)
+    yield (
+        "equilibrium",
+        lambda *arrays: infer_to_equilibrium(network, method, *arrays, **OPTIONS).state,
+    )
+
+
+def _mixed(dtype):
+    """Rounded layers around one that knows nothing of it."""
+    ends = (
+        pcjax.dense(6, product_dtype=dtype),
+        pcjax.dense(4, jnp.tanh, product_dtype=dtype),
+    )
+    return pcjax.Network((ends[0], problems.residual(), ends[1]))
+
+
+BUILD = {
+    "mlp": (
+        lambda dtype: pcjax.mlp([60, 7, 6, 8, 4], jnp.tanh, product_dtype=dtype),
+        (6, 10, 1),
+    ),
+    # Some rows and columns are reached by no filter.
+    "conv": (
+        lambda dtype: pcjax.convnet(
+            4, features=(3, 5), kernel_sizes=(3, 2), product_dtype=dtype
+        ),
+        (12, 9, 2),
+    ),
+    "autoencoder": (
+        lambda dtype: pcjax.autoencoder([6, 4, 6], product_dtype=dtype),
+        (6,),
+    ),
+    "mixed": (_mixed, (5,)),
+}
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_anchored_products_are_the_products(x64, name):
+    build, shape = BUILD[name]
+    case = problems.make(build(None), shape, dtype=jnp.float64)
+    pairs = zip(_rules(build(None)), _rules(build(jnp.float64)), strict=True)
+    for (label, plain), (_, anchored) in pairs:
+        want, have = (problems.quick_jit(f)(*case[1:]) for f in (plain, anchored))
+        assert jax.tree.leaves(have), label
+        problems.assert_trees_close(have, want, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3), (3, 2)])
+def test_transposes_of_the_convolution(x64, strides):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s)) for s in ((4, 9, 8, 3), (3, 2, 3, 5)))
+    bilinear = precision.convolution(strides)
+    outputs, pull = jax.vjp(lambda x, w: bilinear.apply(x, w, None), x, w)
+    g = jnp.asarray(rng.normal(size=outputs.shape))
+    have = (
+        bilinear.pull_inputs(g, w, x.shape, jnp.float64),
+        bilinear.pull_kernel(x, g, w.shape, jnp.float64),
+    )
+    problems.assert_trees_close(have, pull(g))
+
+
+def test_what_is_rounded():
+    rng = np.random.default_rng(0)
+    x, x0, w, g, y0 = (
+        rng.normal(size=s).astype(np.float32)
+        for s in ((4, 30), (4, 30), (30, 20), (4, 20), (4, 20))
+    )
+    product = precision.rounded(precision.matmul, jnp.bfloat16)
+
+    def rounded(a):
+        return a.astype(ml_dtypes.bfloat16).astype(np.float64)
+
+    for anchor, value in (
+        (None, rounded(x) @ rounded(w)),
+        (precision.Anchor(x0, y0), y0 + rounded(x - x0) @ rounded(w)),
+        (precision.Anchor(None, y0), y0),
+    ):
+        outputs, pull, made = jax.vjp(
+            lambda x, w, a=anchor: product(x, w, a), x, w, has_aux=True
+        )
+        close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        close(outputs, value)
+        pulled = pull(jnp.asarray(g))
+        close(pulled[0], rounded(g) @ rounded(w).T)
+        close(pulled[1], rounded(x).T @ rounded(g))
+        if anchor is None:
+            np.testing.assert_array_equal(made.inputs, x)
+            np.testing.assert_array_equal(made.outputs, outputs)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, made, anchor)
+
+
+@pytest.mark.parametrize("name", ["relu", "conv"])
+def test_dtypes_and_parameters_are_those_of_float32(name):
+    case = case_of(name, jnp.bfloat16)
+    first, twin = (
+        network.layers[0].init(jax.random.key(0), case.inputs)
+        for network in (case.network, network_of(name))
+    )
+    problems.assert_trees_close(first, twin, rtol=0, atol=0)
+    method = pcjax.sequential(2, 0.05)
+    shapes = [
+        jax.eval_shape(f, *case[1:])
+        for f in (
+            partial(pcjax.infer, case.network, method, **OPTIONS),
+            *(rule for _, rule in _rules(case.network)),
+        )
+    ]
+    floats = {
+        leaf.dtype
+        for leaf in jax.tree.leaves(shapes)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    assert floats == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", ["relu", "conv"])
+def test_every_product_of_the_program_is_one_of_bfloat16(name):
+    case = case_of(name, jnp.bfloat16)
+    for label, rule in _rules(case.network):
+        text = jax.jit(rule).lower(*case[1:]).as_text()
+        products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
+        assert len(products) > 5, label
+        for line in products:
+            signature = line[line.rindex(": (") :]
+            dtypes = re.findall(r"x(bf16|f32|f64)>", signature)
+            assert dtypes == ["bf16", "bf16", "f32"], (label, line)
+
+
+@pytest.mark.parametrize("name", ["relu", "conv"])
+def test_jit_and_vmap_change_nothing(name):
+    case = case_of(name, jnp.bfloat16)
+    grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(2, 0.05), **OPTIONS)
+    _, params, *batch = case
+    both = [params, jax.tree.map(lambda x: 1.1 * x, params)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
+    mapped = rounding_jit(jax.vmap(grad_fn, (0, None, None)))(stacked, *batch)
+    one_by_one = rounding_jit(grad_fn)
+    alone = [one_by_one(theta, *batch) for theta in both]
+    singles = [jax.tree.map(lambda x, i=i: x[i], mapped) for i in range(2)]
+    pairs = list(zip(singles, alone, strict=True))
+    if name == "relu":  # eager convolutions are slow
+        pairs.append((grad_fn(params, *batch), alone[0]))
+    for (value, grads), (want_value, want_grads) in pairs:
+        problems.assert_trees_close(value, want_value, rtol=1e-3)
+        for have, want in zip(grads, want_grads, strict=True):
+            # Sums in another order may round to another neighbour.
+            assert compare(have, want)[1] < 0.02
+
+
+@pytest.mark.parametrize("learning_rate", [1e-1, 1e-3])
+def test_incremental_follows_steps_of_the_weights_too(x64, learning_rate):
+    case = case_of("tanh", jnp.bfloat16)
+    sums = optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, state, params=None: (
+            jax.tree.map(lambda g: -learning_rate * g, grads),
+            jax.tree.map(jnp.add, state, grads),
+        ),
+    )
+    method = pcjax.simultaneous(6, 0.05)
+
+    def gradients(network, params, *batch):
+        update = rounding_jit(pcjax.incremental(network, method, sums, **OPTIONS))
+        return update(params, sums.init(params), *batch)[1]
+
+    true = gradients(network_of("tanh"), *double(case))
+    cosines, naives = (
+        [
+            compare(*layer)[0]
+            for layer in zip(gradients(net, *case[1:]), true, strict=True)
+        ]
+        for net in (case.network, naive(case.network))
+    )
+    assert min(cosines) > 0.97
+    assert min(naives) < 0.9
+
+
+def test_derivatives_by_the_step_size_agree_with_float32():
+    def energy(step_size, case):
+        method = pcjax.sequential(3, step_size)
+        grad_fn = pcjax.value_and_grad(case.network, method, **OPTIONS)
+        return grad_fn(*case[1:])[0][0]
+
+    slopes = [
+        jax.jit(jax.grad(partial(energy, case=case_of("tanh", dtype))))(0.1)
+        for dtype in (jnp.bfloat16, None)
+    ]
+    np.testing.assert_allclose(*slopes, rtol=0.02)
+
+
+def test_backprop_agrees_with_float32():
+    case = case_of("tanh", jnp.bfloat16)
+    results = [
+        jax.jit(pcjax.backprop.value_and_grad(network, output=pcjax.softmax))(*case[1:])
+        for network in (case.network, network_of("tanh"))
+    ]
+    for have, want in zip(results[0][1], results[1][1], strict=True):
+        assert compare(have, want)[0] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "message"),
+    [
+        (jnp.float16, ValueError, "range of float32.*got float16"),
+        (jnp.int8, TypeError, "must be a float dtype, got .*int8"),
+    ],
+)
+@pytest.mark.parametrize(
+    "build", [network_of, lambda _, dtype: pcjax.dense(3, product_dtype=dtype)]
+)
+def test_dtypes_that_lose_small_errors_are_refused(build, dtype, error, message):
+    with pytest.raises(error, match=message):
+        build("conv", dtype)
