@@ -38,6 +38,7 @@ from experiments import data
 from pcjax.locks import FolderLock
 
 Preset = Literal["smoke", "cpu", "paper"]
+MARKS = {True: "holds", False: "does not hold", None: ""}  # of a claim
 _NUMBERS = re.compile(r"\[(?:null|[-+.\deE,\s])*\]")  # lists that go on one line
 
 
@@ -173,6 +174,10 @@ def execute(experiment: Experiment, config: Any) -> dict:
             found = _finished(folder, header)
             if found is None:
                 found = _measure(experiment, config, size, Run(folder, header))
+            claims = [plain(c._asdict()) for c in experiment.claims(found["results"])]
+            if found.get("claims") != claims:  # new, or of an older version
+                found["claims"] = claims
+                write_json(folder / "results.json", found)
             experiment.plot(found["results"], folder)
     except (ValueError, data.DatasetError) as error:
         raise SystemExit(f"{experiment.name}: {error}") from error
@@ -186,8 +191,7 @@ def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
     resumed = (run.folder / "parts" / "header.json").exists()
     write_json(run.folder / "parts" / "header.json", run.header)
     results = plain(experiment.measure(config, size, run))
-    claims = [plain(claim._asdict()) for claim in experiment.claims(results)]
-    found = {**run.header, "results": results, "claims": claims}
+    found = {**run.header, "results": results}
     write_json(
         run.folder / "run.json",
         {
@@ -277,8 +281,7 @@ def claims_table(experiment: Experiment, found: dict) -> Table:
         "what", "paper", "here", "", title=f"{experiment.title} ({experiment.paper})"
     )
     for row in found["claims"]:
-        mark = {True: "holds", False: "does not hold", None: ""}[row["holds"]]
-        table.add_row(row["what"], row["paper"], row["here"], mark)
+        table.add_row(row["what"], row["paper"], row["here"], MARKS[row["holds"]])
     return table
 
 

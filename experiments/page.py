@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.harness import MARKS
+
 COLUMNS = ("what", "paper", "here", "")
-MARKS = {True: "holds", False: "does not hold", None: ""}
 
 
 class Section(NamedTuple):

@@ -67,11 +67,16 @@ def test_a_finished_experiment_is_not_run_again(tmp_path, capsys):
     before = (tmp_path / "run.json").read_bytes()
     (tmp_path / "plot.png").unlink()
     again = Counted()
-    execute(again.experiment, Options(out=tmp_path))
+    claims = [Claim("another", "1", "2")]
+    execute(again.experiment._replace(claims=lambda _: claims), Options(out=tmp_path))
     assert again.calls == []
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["claims"] == [claims[0]._asdict()]  # from what was measured, anew
     assert (tmp_path / "run.json").read_bytes() == before
     assert (tmp_path / "plot.png").exists()  # figures are drawn anew
-    assert "holds" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "holds" in shown
+    assert "another" in shown
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import pcjax
 from experiments import data
 from experiments.methods import METHODS, select
 from experiments.settings import _SETTINGS, settings
@@ -66,3 +68,33 @@ def test_a_part_of_the_training_set():
     assert jnp.bincount(large.validation.labels, length=10).tolist() == [10] * 10
     with pytest.raises(ValueError, match="1 to 1442 training images, got 2000"):
         make_task("mlp", images, found, train_images=2000)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("BP", lambda rate: optax.sgd(lambda n: rate / (1 + 3e-5 * n))),
+        ("BP-Adam", lambda rate: optax.adam(lambda n: rate / (1 + 3e-5 * n))),
+        ("SeqIL", optax.sgd),
+        ("IL-MQ", pcjax.mq),
+        ("SeqIL-MQ", pcjax.mq),
+        ("IL-Adam", optax.adam),
+        ("SeqIL-Adam", optax.adam),
+    ],
+)
+def test_methods_step_by_the_optimizer_in_their_name(name, optimizer):
+    """Also where the authors' program puts another one in its place."""
+    found = settings("autoencoder", "cifar10")
+    (method,) = select([name])
+    rate = found.learning_rates[name]
+    params = ({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},)
+    ours, theirs = method.optimizer(rate, found), optimizer(rate)
+    states = ours.init(params), theirs.init(params)
+    for step in range(3):
+        grads = jax.tree.map(lambda x, n=step: jnp.sin(x * (n + 1)), params)
+        (mine, first), (other, second) = (
+            tx.update(grads, state, params)
+            for tx, state in zip((ours, theirs), states, strict=True)
+        )
+        states = first, second
+        jax.tree.map(np.testing.assert_array_equal, mine, other)
