@@ -171,7 +171,7 @@ def figure(path: Path, rows: int = 1, columns: int = 1, **options) -> Iterator[A
         panel.spines[["top", "right"]].set_visible(False)
     yield panels
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=130, metadata={"Software": None})
+    drawn.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
     plt.close(drawn)
 
 
