@@ -10,12 +10,17 @@ import numpy as np
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_every_python_block_runs_in_order_and_learns():
+def test_every_python_block_runs_in_order_and_learns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for what the blocks write
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) >= 4
     labels = jnp.arange(40) % 10
     images = jax.random.uniform(jax.random.key(1), (10, 64))[labels]
     names = {"images": images, "targets": jax.nn.one_hot(labels, 10)}
+    names |= {
+        "pixels": np.asarray(255 * images).astype(np.uint8),
+        "labels": np.asarray(labels),
+    }
     exec(blocks[0], names)
     params, opt_state = names["params"], names["tx"].init(names["params"])
     losses = []
@@ -27,6 +32,8 @@ def test_every_python_block_runs_in_order_and_learns():
     assert losses[-1] < 0.5 * losses[0]
     for block in blocks[1:]:
         exec(block, names)
+    assert names["metrics"].loss.shape == (5, 1)
+    assert names["state"].epoch.tolist() == [2] * 5  # before and after the checkpoint
     inputs = jnp.ones((2, 64))
     own = names["network"].init(jax.random.key(0), inputs)
     assert names["network"].apply(own, inputs).shape == (2, 10)
