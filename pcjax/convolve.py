@@ -47,23 +47,27 @@ def by_xla(
 def by_product(
     inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int]
 ) -> jax.Array:
-    """`convolve` as a product of patches [B H' W', kh kw C] with the kernel."""
-    *window, channels, features = kernel.shape
-    batch, *size, _ = inputs.shape
-    steps = [(n - k) // s + 1 for n, k, s in zip(size, window, strides, strict=True)]
-    patches = [
-        jax.lax.slice(
-            inputs,
-            (0, row, column, 0),
-            (
-                batch,
-                row + strides[0] * (steps[0] - 1) + 1,
-                column + strides[1] * (steps[1] - 1) + 1,
-                channels,
-            ),
-            (1, *strides, 1),
+    """`convolve` as a product of patches [B H' W', kh kw C] with the kernel.
+
+    Rows and columns are first dealt out by their remainder modulo the strides. A tap
+    of the filters then sees a block without gaps, and the gradient with respect to the
+    input sums blocks of that size, not of the whole image.
+    """
+    rows, columns, channels, features = kernel.shape
+    down, right = strides
+    height = (inputs.shape[1] - rows) // down + 1
+    width = (inputs.shape[2] - columns) // right + 1
+    dealt = {
+        place: inputs[:, place[0] :: down, place[1] :: right]
+        for place in itertools.product(
+            range(min(down, rows)), range(min(right, columns))
         )
-        for row, column in itertools.product(*map(range, window))
-    ]
-    rows = jnp.concatenate(patches, axis=-1).reshape(batch * steps[0] * steps[1], -1)
-    return (rows @ kernel.reshape(-1, features)).reshape(batch, *steps, features)
+    }
+    patches = []
+    for row, column in itertools.product(range(rows), range(columns)):
+        block = dealt[row % down, column % right]
+        top, left = row // down, column // right
+        patches.append(block[:, top : top + height, left : left + width])
+    flat = jnp.concatenate(patches, axis=-1).reshape(-1, rows * columns * channels)
+    outputs = flat @ kernel.reshape(-1, features)
+    return outputs.reshape(inputs.shape[0], height, width, features)
