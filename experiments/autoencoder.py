@@ -20,19 +20,11 @@ from experiments.harness import Claim, Experiment, Options, Run, execute
 from experiments.methods import select
 from experiments.runner import Trainer, timeless, train_methods
 from experiments.settings import settings
+from experiments.tasks import TrainingSize as Size
 from experiments.tasks import make_task
 
 METHODS = ("BP", "BP-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
 PICTURES = 8
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is trained; None stands for what the paper's settings say."""
-
-    epochs: int | None = None
-    seeds: int = 5
-    train_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +39,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """Trains every method over the seeds."""
     found = settings("autoencoder", config.dataset_name)
     images = config.load()
-    count = size.train_images and min(size.train_images, len(images.train.labels))
-    task = make_task("autoencoder", images, found, train_images=count)
+    task = make_task("autoencoder", images, found, train_images=size.train_images)
     pictures = task.test.images[:PICTURES]
     shape = pictures.shape
 

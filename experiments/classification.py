@@ -19,6 +19,7 @@ from experiments.harness import Claim, Experiment, Options, Run, execute
 from experiments.methods import select
 from experiments.runner import timeless, train_methods
 from experiments.settings import settings
+from experiments.tasks import TrainingSize as Size
 from experiments.tasks import make_task
 
 METHODS = ("BP", "BP-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
@@ -75,15 +76,6 @@ SIGNIFICANT = 0.05  # the level of the two-sample t-test
 
 
 @dataclass(frozen=True)
-class Size:
-    """How much is trained; None stands for what the paper's settings say."""
-
-    epochs: int | None = None
-    seeds: int = 5
-    train_images: int | None = None
-
-
-@dataclass(frozen=True)
 class Config(Options):
     """Trains a net with backprop and predictive coding: test accuracies."""
 
@@ -97,8 +89,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """Trains every method over the seeds."""
     found = settings(config.net, config.dataset_name)
     images = config.load()
-    count = size.train_images and min(size.train_images, len(images.train.labels))
-    task = make_task(config.net, images, found, train_images=count)
+    task = make_task(config.net, images, found, train_images=size.train_images)
     keys = jax.random.split(jax.random.key(config.seed), size.seeds)
     trained = train_methods(
         run,

@@ -73,15 +73,12 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     images = config.load()
     base = settings("mlp", config.dataset_name)
     base = dataclasses.replace(base, hidden=size.hidden)
-    total = len(images.train.labels)
-    task = make_task(
-        "mlp", images, base, train_images=min(size.train_images or total, total)
-    )
+    task = make_task("mlp", images, base, train_images=size.train_images)
     tuning = make_task(
         "mlp",
         images,
         base,
-        train_images=min(size.grid_images or total, total),
+        train_images=size.grid_images,
         validation=HELD_OUT,
     )
     # The networks of the grid are not among those that are reported.

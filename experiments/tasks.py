@@ -1,5 +1,6 @@
 """What is trained on what: the paper's nets on a data set."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,15 @@ import pcjax
 from experiments.data import Dataset, Split, validation_split
 from experiments.settings import Net, Settings
 from pcjax import training
+
+
+@dataclass(frozen=True)
+class TrainingSize:
+    """How much is trained; None stands for what the paper's settings say."""
+
+    epochs: int | None = None
+    seeds: int = 5
+    train_images: int | None = None
 
 
 class Task(NamedTuple):
@@ -54,12 +64,12 @@ def make_task(
       net: which of the paper's nets; its sizes are in the settings.
       images: the data set.
       settings: sizes and scaling of the pixels.
-      train_images: the first so many training images of every class together, evenly
-        over the classes; None takes all.
+      train_images: how many training images to take, equally many of every class; None
+        and more than there are take all.
       validation: the fraction of these that is held out.
 
     Raises:
-      ValueError: if there are not as many training images.
+      ValueError: if `train_images` is below 1.
     """
     classes = images.num_classes
     pixels = images.train.images[0].size
@@ -104,10 +114,10 @@ def _subset(split: Split, count: int | None, classes: int) -> Split:
     Images keep their order, so that a smaller subset is part of a larger one.
     """
     total = len(split.labels)
-    if count is None or count == total:
+    if count is None or count >= total:
         return split
-    if not 0 < count < total:
-        raise ValueError(f"expected 1 to {total} training images, got {count}.")
+    if count < 1:
+        raise ValueError(f"expected at least one training image, got {count}.")
     kept = np.zeros(total, bool)
     for label in range(classes):
         share = count // classes + (label < count % classes)

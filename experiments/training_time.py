@@ -52,8 +52,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for net, epochs, count in zip(NETS, size.epochs, size.train_images, strict=True):
         chosen = settings(net, config.dataset_name)
-        total = len(images.train.labels)
-        task = make_task(net, images, chosen, train_images=min(count or total, total))
+        task = make_task(net, images, chosen, train_images=count)
         trained = train_methods(
             run,
             net,

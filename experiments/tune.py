@@ -23,16 +23,8 @@ from experiments.harness import Claim, Experiment, Options, Run, execute
 from experiments.methods import Hyper, Method, select
 from experiments.runner import constantly, timeless, train_methods
 from experiments.settings import Net, Settings, settings
+from experiments.tasks import TrainingSize as Size
 from experiments.tasks import make_task
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is trained; None stands for what the paper's settings say."""
-
-    seeds: int = 5
-    epochs: int | None = None
-    train_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +49,11 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """A part for every method."""
     found = settings(config.net, config.dataset_name)
     images = config.load()
-    total = len(images.train.labels)
     task = make_task(
         config.net,
         images,
         found,
-        train_images=min(size.train_images or total, total),
+        train_images=size.train_images,
         validation=config.held_out,
     )
     keys = jax.random.split(jax.random.key(config.seed), size.seeds)

@@ -66,8 +66,10 @@ def test_a_part_of_the_training_set():
     both = [np.asarray(part.images) for part in (large.train, large.validation)]
     assert pixels <= {image.tobytes() for image in np.concatenate(both)}
     assert jnp.bincount(large.validation.labels, length=10).tolist() == [10] * 10
-    with pytest.raises(ValueError, match="1 to 1442 training images, got 2000"):
-        make_task("mlp", images, found, train_images=2000)
+    every = make_task("mlp", images, found, train_images=2000)
+    assert len(every.train.labels) == len(images.train.labels)
+    with pytest.raises(ValueError, match="at least one training image, got 0"):
+        make_task("mlp", images, found, train_images=0)
 
 
 @pytest.mark.parametrize(
