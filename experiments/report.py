@@ -207,6 +207,15 @@ def whole_numbers(panel: Any) -> None:
     panel.xaxis.get_major_locator().set_params(integer=True)
 
 
+def log_axis(axis: Any) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5, 10, ..., as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def legend_beside(panel: Any, **options: Any) -> None:
     """A legend to the right of a panel."""
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, **options)

@@ -130,6 +130,8 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             label = "training loss (BCE an image)"
             lower.set_ylabel(label if net == "autoencoder" else "test accuracy (%)")
             lower.set(xlabel="seconds of training", xscale="log")
+            for panel in column:
+                report.log_axis(panel.xaxis)
         report.legend_beside(panels[0, -1])
 
 
