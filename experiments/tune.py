@@ -159,6 +159,9 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                         label=f"eps {eps:g}, {kind}",
                     )
             panel.set(xscale="log", xlabel="learning rate", title=name)
+            ticks = sorted(set(rates))
+            panel.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
+            panel.set_xticks([], minor=True)
         label = "loss" if results["measure"] == "loss" else "accuracy (%)"
         panels[0, 0].set_ylabel(f"best {label}")
         report.legend_beside(panels[0, -1])
