@@ -293,7 +293,7 @@ def test_betas_that_are_not_positive_are_refused(betas):
     [
         ({"methods": ("IL", "BP")}, "expected one or more methods of.*'BP'"),
         ({"methods": ()}, "expected one or more methods of.*got none"),
-        ({"dataset": "tiny_imagenet"}, "no settings for the net 'mlp'"),
+        ({"dataset": "tiny_imagenet"}, "no settings of the net 'mlp'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, options, message):
