@@ -114,10 +114,9 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
 
 def trainer(method: Method, task: Task, settings: Settings, size: Size) -> Any:
     """A compiled function `key -> mean magnitudes [L]` of a whole training."""
-    rate, step_size = method.hyper(settings) if method is not NORMALISED else (1, None)
-    if step_size is None:
-        step_size = method.step_size(settings)
-    tx = method.optimizer(rate, settings)
+    # The normalised step takes no rate.
+    tx = method.optimizer(settings.learning_rates.get(method.name, 1.0), settings)
+    step_size = method.step_size(settings)
     update = method.rule(task.network, task.output, tx, settings, step_size)
     images, labels = task.train
 
