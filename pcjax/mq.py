@@ -9,6 +9,7 @@ The optimizer is an ordinary optax transform and knows nothing of predictive
 coding, so it trains any model, by whatever gradient.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -229,18 +230,29 @@ def mq(
 def _sum_magnitudes(array: Any, dtype: Any) -> jax.Array:
     """Returns the sum of `|array|`, accumulated in `dtype`."""
     array = jnp.asarray(array, dtype)
-    if array.ndim < 2 or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    lanes = math.gcd(array.size, 32)
+    if array.ndim < 2 or lanes < 8 or not _on_one_cpu():
         return jnp.sum(jnp.abs(array))
-    # Magnitudes taken inside the reduction cost a CPU less than half the time: XLA
-    # then neither stores |array| nor reduces it on a single thread. Several devices
-    # could not add up their partial sums this way, and a GPU has no need of it.
-    rows = lax.reduce(
-        array,
+    # XLA's CPU code stores |array| before it adds, and adds the entries of a row one
+    # after the other. It does neither if the magnitudes are taken inside the sum,
+    # and if there are sums enough side by side: for all cores, times a few vectors.
+    rows = math.gcd(array.size // lanes, 256)
+    sums = lax.reduce(
+        array.reshape(rows, -1, lanes),
         np.zeros((), dtype),
         lambda x, y: lax.abs(x) + lax.abs(y),
-        (array.ndim - 1,),
+        (1,),
     )
-    return jnp.sum(rows)
+    return jnp.sum(sums)
+
+
+def _on_one_cpu() -> bool:
+    """Whether a reduction may take magnitudes itself.
+
+    Several devices could not add up their partial sums that way, and a GPU has no
+    need of it.
+    """
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def _parent_path(path: KeyPath) -> KeyPath:
