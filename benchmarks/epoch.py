@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,21 +83,30 @@ def _state(load: workloads.Workload, program: workloads.Program, seeds: int) -> 
     return jax.vmap(init)(jax.random.split(jax.random.key(0), seeds))
 
 
-def epoch_runner(load, program, data, seeds=1, update=None) -> Callable[[], None]:
-    """A function that trains one epoch and waits for it."""
-    epoch = training.make_epoch(update or program.update, PREPARE, load.inputs.shape[0])
-    mapped = epoch if seeds == 1 else jax.vmap(epoch, in_axes=(0, None))
-    state = _state(load, program, seeds)
-    compiled = jax.jit(mapped, donate_argnums=0).lower(state, data).compile()
-    box = [state]
+class Epoch:
+    """Trains one epoch at a call, and waits for it.
 
-    def run():
-        box[0] = jax.block_until_ready(compiled(box[0], data)[0])
+    Attributes:
+      compile_seconds: to trace and compile the epoch.
+    """
 
-    return run
+    def __init__(self, load, program, data, seeds=1, update=None) -> None:
+        update = update or program.update
+        epoch = training.make_epoch(update, PREPARE, load.inputs.shape[0])
+        mapped = epoch if seeds == 1 else jax.vmap(epoch, in_axes=(0, None))
+        self._state = _state(load, program, seeds)
+        self._data = data
+        started = time.perf_counter()
+        step = jax.jit(mapped, donate_argnums=0)
+        self._compiled = step.lower(self._state, data).compile()
+        self.compile_seconds = time.perf_counter() - started
+
+    def __call__(self) -> None:
+        state, _ = self._compiled(self._state, self._data)
+        self._state = jax.block_until_ready(state)
 
 
-def empty_runner(load, program, data) -> Callable[[], None]:
+def empty_epoch(load, program, data) -> Epoch:
     """An epoch that shuffles, gathers and scales, but trains nothing."""
 
     def update(params, opt_state, inputs, targets):
@@ -104,7 +114,7 @@ def empty_runner(load, program, data) -> Callable[[], None]:
         info = Info(energy[None], targets, energy[None], energy[None])
         return params, opt_state, (energy, info)
 
-    return epoch_runner(load, program, data, update=update)
+    return Epoch(load, program, data, update=update)
 
 
 def steps_runner(load, program, data) -> Callable[[], None]:
@@ -141,11 +151,11 @@ def table(config: Config) -> list[Row]:
     ]
     runs: list[tuple[str, int, Callable]] = []
     for program in programs:
-        runs.append((program.name, 1, epoch_runner(load, program, data)))
+        runs.append((program.name, 1, Epoch(load, program, data)))
         runs.append((program.name, 0, steps_runner(load, program, data)))
-    runs.append((programs[3].name, 5, epoch_runner(load, programs[3], data, 5)))
-    runs.append((programs[0].name, 5, epoch_runner(load, programs[0], data, 5)))
-    runs.append(("no training", 1, empty_runner(load, programs[0], data)))
+    runs.append((programs[3].name, 5, Epoch(load, programs[3], data, 5)))
+    runs.append((programs[0].name, 5, Epoch(load, programs[0], data, 5)))
+    runs.append(("no training", 1, empty_epoch(load, programs[0], data)))
     seconds = timing.interleave([run for *_, run in runs], config.rounds, warmup=1)
     by_name = {
         (name, seeds): s for (name, seeds, _), s in zip(runs, seconds, strict=True)
@@ -192,11 +202,10 @@ def sweeps(config: Config) -> Iterator[dict]:
                 ),
             }
             runs = [
-                epoch_runner(load, program, data, point["seeds"])
-                for program in kinds.values()
+                Epoch(load, program, data, point["seeds"]) for program in kinds.values()
             ]
             seconds = timing.interleave(runs, config.sweep_rounds, warmup=1)
-            for name, times in zip(kinds, seconds, strict=True):
+            for name, run, times in zip(kinds, runs, seconds, strict=True):
                 images = point["seeds"] * len(data.images)
                 yield {
                     "axis": axis,
@@ -204,6 +213,7 @@ def sweeps(config: Config) -> Iterator[dict]:
                     "program": name,
                     "microseconds_per_image": 1e6 * float(np.median(times)) / images,
                     "ratio_to_bp": timing.ratios(times, seconds[0])[0],
+                    "compile_seconds": run.compile_seconds,
                 }
 
 
@@ -290,7 +300,8 @@ def main(config: Config) -> None:
         print(
             f"{point['axis']:<6}{point['value']:>6}  {point['program']:<6}"
             f"{point['microseconds_per_image']:10.1f} µs an image  "
-            f"{point['ratio_to_bp']:.2f} x BP"
+            f"{point['ratio_to_bp']:.2f} x BP  "
+            f"compiled in {point['compile_seconds']:.2f} s"
         )
         _write(result, config)
     _write(result, config)

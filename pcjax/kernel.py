@@ -201,9 +201,10 @@ def _stages(num_steps: int, count: int, delayed: bool) -> Iterator[_Stage]:
     """Divides the iterations by the products that are not known to be zero.
 
     From feed-forward values, simultaneous inference moves one layer in the first
-    iteration, two in the second and so on. Four such iterations stand alone; after
-    them the reach of a stage doubles, so that the program grows no faster than the
-    depth of the network.
+    iteration, two in the second and so on. Eight such iterations stand alone; from
+    then on each stage reaches half as far again as the one before and makes the
+    products of its last iteration throughout, so that the program grows no faster
+    than the depth of the network.
     """
     if not delayed:
         yield _Stage(0, 1, 0, count)
@@ -215,9 +216,8 @@ def _stages(num_steps: int, count: int, delayed: bool) -> Iterator[_Stage]:
         if t >= count:
             yield _Stage(t, num_steps, count, count)
             return
-        stop = min(t + 1 if t < 4 else 2 * t, num_steps)
-        moved = t if stop == t + 1 else min(stop, count)
-        yield _Stage(t, stop, moved, min(stop, count))
+        stop = min(t + 1 if t < 8 else t + t // 2, num_steps, count)
+        yield _Stage(t, stop, stop - 1, stop)
         t = stop
 
 

@@ -230,14 +230,16 @@ def mq(
 def _sum_magnitudes(array: Any, dtype: Any) -> jax.Array:
     """Returns the sum of `|array|`, accumulated in `dtype`."""
     array = jnp.asarray(array, dtype)
-    lanes = math.gcd(array.size, 32)
-    if array.ndim < 2 or lanes < 8 or not _on_one_cpu():
+    if array.size < 2**14 or array.size % 8 or not _on_one_cpu():
         return jnp.sum(jnp.abs(array))
     # XLA's CPU code stores |array| before it adds, and adds the entries of a row one
     # after the other. It does neither if the magnitudes are taken inside the sum,
     # and if there are sums enough side by side: for all cores, times a few vectors.
-    rows = math.gcd(array.size // lanes, 256)
-    sums = lax.reduce(
+    lanes, length = math.gcd(array.size, 32), array.shape[-1]
+    rows = array.size // length
+    if length % (8 * lanes):  # rows too short to be worth sums of their own
+        rows = math.gcd(array.size // lanes, 256)
+    sums = lax.reduce(  # of two or more entries each: one alone would keep its sign
         array.reshape(rows, -1, lanes),
         np.zeros((), dtype),
         lambda x, y: lax.abs(x) + lax.abs(y),

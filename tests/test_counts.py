@@ -60,6 +60,38 @@ def test_simultaneous_inference_leaves_out_the_products_that_are_zero(num_steps)
     assert _products(method).dots == every - (layers - 1) * (layers - 2)
 
 
+@pytest.mark.parametrize("layers", [2, 6, 10])
+def test_none_of_the_zero_products_is_left_up_to_ten_layers(layers):
+    network = pcjax.mlp([24] * layers + [10])
+    arrays = jnp.ones((4, 24)), jnp.ones((4, 10)) / 10
+    update = _learning(network, pcjax.simultaneous(12, 0.05))
+    counts = hlo.count(_compile(network, *arrays, update, optax.sgd(0.1)))
+    every = 2 * layers + 2 * 12 * (layers - 1)
+    assert counts.dots == every - (layers - 1) * (layers - 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_programs_grow_neither_with_T_nor_faster_than_the_depth(name):
+    def products(layers, num_steps):
+        """Products that the program's text holds, and those that it executes."""
+        network = pcjax.mlp([8] * layers + [10])
+        arrays = jnp.ones((4, 8)), jnp.ones((4, 10)) / 10
+        update = _learning(network, METHODS[name](num_steps, 0.05))
+        compiled = _compile(network, *arrays, update, optax.sgd(0.1))
+        return compiled.as_text().count(" dot("), hlo.count(compiled).dots
+
+    (short, _), (long, _), (deep, executed) = (
+        products(16, 40),
+        products(16, 400),
+        products(48, 100),
+    )
+    assert long == short
+    assert deep < 3.3 * short
+    every = 2 * 48 + 2 * 100 * 47
+    zero = 47 * 46 if name == "simultaneous" else 0
+    assert executed - (every - zero) <= 0.2 * zero  # in stages, most are left out
+
+
 def test_simultaneous_inference_with_few_iterations():
     # 2L, a pull in the first iteration, two pulls and a new prediction in the
     # second; the final prediction of one layer, already among the 2L, stays old.

@@ -585,3 +585,30 @@ def test_refuses_what_are_no_real_floats(dtype):
     state = tx.init([{"kernel": full(1, 2)}])
     with pytest.raises(TypeError, match=message):
         tx.update([{"kernel": leaf}], state)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (5, 7),
+        (0, 4),
+        (40, 256),
+        (2048, 8),
+        (2**14, 1),
+        (1, 2**15),
+        (2**15,),
+        (1024, 96),
+        (1001, 24),
+        (127, 257),
+        (3, 3, 64, 64),
+    ],
+)
+def test_mean_magnitude_of_any_shape(shape, dtype):
+    values = np.random.default_rng(3).normal(size=shape)
+    gradients = {"layer": {"kernel": jnp.asarray(values, dtype)}}
+    tx = scale_by_mq(1e-3, decay=0.0)  # v becomes the mean magnitude itself
+    _, state = jax.jit(tx.update)(gradients, tx.init(gradients))
+    found = np.asarray(gradients["layer"]["kernel"], np.float64)
+    expected = np.abs(found).mean() if found.size else 0.0
+    np.testing.assert_allclose(state.v, [expected], rtol=1e-6)
