@@ -58,6 +58,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         jax.random.split(jax.random.key(config.seed), size.seeds),
         epochs=size.epochs,
         extra=reconstruct,
+        on_nonfinite=config.on_nonfinite,
     )
     return {
         "dataset": config.dataset_name,

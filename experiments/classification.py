@@ -99,6 +99,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         found,
         keys,
         epochs=size.epochs,
+        on_nonfinite=config.on_nonfinite,
     )
     curves = timeless(run, config.net, trained)
     measures = ("top1", "top5") if images.num_classes > 10 else ("top1",)

@@ -35,6 +35,7 @@ from rich.table import Table
 
 import pcjax
 from experiments import data
+from pcjax.finite import NonFiniteError
 from pcjax.locks import FolderLock
 
 Preset = Literal["smoke", "cpu", "paper"]
@@ -59,6 +60,9 @@ class Options:
     the preset says."""
     seed: int = 0
     """Decides all randomness."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens to a training step that is not finite: the run stops and says what
+    went wrong, or the step is left out. Grids go on, and such a run loses."""
     out: Path | None = None
     """Where results and figures go; by default out/EXPERIMENT/PRESET-DATASET."""
 
@@ -179,7 +183,7 @@ def execute(experiment: Experiment, config: Any) -> dict:
                 found["claims"] = claims
                 write_json(folder / "results.json", found)
             experiment.plot(found["results"], folder)
-    except (ValueError, data.DatasetError) as error:
+    except (ValueError, data.DatasetError, NonFiniteError) as error:
         raise SystemExit(f"{experiment.name}: {error}") from error
     console.print(claims_table(experiment, found))
     console.print(f"Written: {folder / 'results.json'} and the figures beside it.")
@@ -211,7 +215,7 @@ def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
 def _header(experiment: Experiment, config: Any, size: Any) -> dict:
     """What decides the results."""
     chosen = dataclasses.asdict(config) | {"dataset": config.dataset_name}
-    for name in ("out", "data_dir"):
+    for name in ("out", "data_dir", "on_nonfinite"):
         chosen.pop(name)
     return plain(
         {

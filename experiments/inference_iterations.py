@@ -32,10 +32,10 @@ STEP_SIZES = (0.02, 0.05, 0.1, 0.3)
 HELD_OUT = 0.1
 
 
-def simultaneous(network, output, tx, settings, step_size):
+def simultaneous(settings, step_size):
     """Standard inference with the T and the decaying steps of sequential inference."""
     method = pcjax.simultaneous(settings.num_steps, lambda t: step_size / (1 + t))
-    return methods.inference_learning(network, output, tx, settings, method)
+    return methods.inference_learning(settings, method)
 
 
 def _method(name: str, rule: Callable) -> Method:
@@ -98,6 +98,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
                 jax.numpy.stack(keys),
                 epochs=size.epochs,
                 hyper=constantly(Hyper(**tuned["chosen"])),
+                on_nonfinite=config.on_nonfinite,
             )
             curves = timeless(run, name, trained)[method.name]
             accuracy = 100 * report.array(curves["test"]["top1"])

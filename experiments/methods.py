@@ -6,14 +6,15 @@ between networks that train side by side (`Hyper`) may be traced.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 import pcjax
 from experiments.settings import Settings
-from pcjax import training
+from pcjax import normalised, training
+from pcjax.diagnosis import NonFinite, diagnose
 from pcjax.learning import Update
 
 
@@ -29,16 +30,87 @@ class Hyper(NamedTuple):
     step_size: jax.Array | float
 
 
-Rule = Callable[
-    [
-        pcjax.Network,
-        pcjax.Output,
-        optax.GradientTransformation,
-        Settings,
-        jax.Array | float,
-    ],
-    Update,
-]
+class Recipe(NamedTuple):
+    """A learning rule with all but network, data and optimizer.
+
+    Attributes:
+      inference: the method of inference; None is backprop.
+      clamps: `clamp` and `learning_clamp` of inference learning.
+      weights_move: whether weights step at every iteration of inference.
+    """
+
+    inference: pcjax.Method | None
+    clamps: dict[str, Any] = {}  # noqa: RUF012
+    weights_move: bool = False
+
+    def update(
+        self,
+        network: pcjax.Network,
+        output: pcjax.Output,
+        tx: optax.GradientTransformation,
+    ) -> Update:
+        """The training iteration."""
+        if self.inference is None:
+            grad_fn = pcjax.backprop.value_and_grad(network, output=output)
+            return training.make_update(grad_fn, tx)
+        options = {"output": output, **self.clamps}
+        if self.weights_move:
+            return pcjax.incremental(network, self.inference, tx, **options)
+        grad_fn = pcjax.value_and_grad(network, self.inference, **options)
+        return training.make_update(grad_fn, tx)
+
+    def diagnose(
+        self,
+        network: pcjax.Network,
+        output: pcjax.Output,
+        tx: optax.GradientTransformation,
+        before: Any,
+        inputs: jax.Array,
+        targets: jax.Array,
+    ) -> NonFinite | None:
+        """What first goes non-finite in the iteration after `(params, opt_state)`."""
+        params, opt_state = before
+        return diagnose(
+            network,
+            self.inference,
+            params,
+            inputs,
+            targets,
+            tx=tx,
+            opt_state=opt_state,
+            output=output,
+            weights_move=self.weights_move,
+            **self.clamps,
+        )
+
+
+class Normalised(Recipe):
+    """The recipe with gradients scaled by `1 / (mean ||h_l||^2 + 1)`."""
+
+    def update(self, network, output, tx):
+        """The training iteration."""
+
+        assert self.inference is not None, "backprop moves no activities"
+
+        def norms(state):
+            return normalised.squared_norms(network, state.activities)
+
+        options = {"output": output, **self.clamps, "trace": norms}
+        grad_fn = pcjax.value_and_grad(network, self.inference, **options)
+        scale = normalised.scale_by_squared_norms()
+
+        def update(params, opt_state, inputs, targets):
+            value, grads = grad_fn(params, inputs, targets)
+            last = [norm[-1] for norm in value[1].trace]
+            grads, _ = scale.update(grads, optax.EmptyState(), squared_norms=last)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state, value
+
+        return update
+
+
+# (settings, step size of inference) -> how to learn
+Rule = Callable[[Settings, jax.Array | float], Recipe]
 Optimizer = Callable[[jax.Array | float, Settings], optax.GradientTransformation]
 
 
@@ -47,7 +119,7 @@ class Method(NamedTuple):
 
     Attributes:
       name: its name in tables and plots.
-      rule: how an update is made of a network and an optimizer.
+      rule: how it learns.
       optimizer: what makes steps of gradients.
       step_size: eps_0 of its inference by the settings.
     """
@@ -62,42 +134,44 @@ class Method(NamedTuple):
         return Hyper(settings.learning_rates[self.name], self.step_size(settings))
 
 
-def backprop(network, output, tx, settings, step_size):
+def backprop(settings, step_size):
     """The gradient of the loss."""
     del settings, step_size
-    grad_fn = pcjax.backprop.value_and_grad(network, output=output)
-    return training.make_update(grad_fn, tx)
+    return Recipe(None)
 
 
-def simultaneous(network, output, tx, settings, step_size):
+def simultaneous(settings, step_size):
     """Standard inference learning (IL)."""
     method = pcjax.simultaneous(settings.il_num_steps, step_size)
-    return inference_learning(network, output, tx, settings, method)
+    return inference_learning(settings, method)
 
 
-def sequential(network, output, tx, settings, step_size):
+def sequential(settings, step_size):
     """Inference learning with sequential inference (SeqIL)."""
     method = pcjax.sequential(settings.num_steps, lambda t: step_size / (1 + t))
-    return inference_learning(network, output, tx, settings, method)
+    return inference_learning(settings, method)
 
 
-def incremental(network, output, tx, settings, step_size):
+def incremental(settings, step_size):
     """Incremental predictive coding: the weights step at every iteration."""
     method = pcjax.simultaneous(settings.ipc_num_steps, step_size)
-    clamp = pcjax.soft_clamp(settings.clamp)
-    return pcjax.incremental(network, method, tx, output=output, clamp=clamp)
+    clamps = {"clamp": pcjax.soft_clamp(settings.clamp)}
+    return Recipe(method, clamps, weights_move=True)
 
 
-def inference_learning(network, output, tx, settings, method):
+def normalised_steps(settings, step_size):
+    """IL with the step of the authors' baseline in the place of a learning rate."""
+    method = pcjax.simultaneous(settings.il_num_steps, step_size)
+    return Normalised(method, {"clamp": pcjax.soft_clamp(settings.clamp)})
+
+
+def inference_learning(settings, method):
     """Inference learning with any method of inference."""
-    grad_fn = pcjax.value_and_grad(
-        network,
-        method,
-        output=output,
-        clamp=pcjax.soft_clamp(settings.clamp),
-        learning_clamp=pcjax.full_clamp if settings.label_gradient else None,
-    )
-    return training.make_update(grad_fn, tx)
+    clamps = {
+        "clamp": pcjax.soft_clamp(settings.clamp),
+        "learning_clamp": pcjax.full_clamp if settings.label_gradient else None,
+    }
+    return Recipe(method, clamps)
 
 
 def decayed(optimizer: Callable) -> Optimizer:
@@ -147,6 +221,9 @@ METHODS = (
     Method("SeqIL-Adam", sequential, constant(optax.adam), _seq),
     Method("iPC", incremental, constant(optax.adam), _ipc),
 )
+
+
+NORMALISED = Method("IL-norm", normalised_steps, constant(optax.sgd), _sim)
 
 
 def select(names: Sequence[str]) -> list[Method]:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import pcjax
 from experiments import methods
@@ -19,7 +18,6 @@ from experiments.rank_one import StepRule, normalised_steps, optimizer_steps
 from experiments.settings import Settings, settings
 from experiments.tasks import Task
 from pcjax import training
-from pcjax.normalised import scale_by_squared_norms, squared_norms
 
 
 class Kind(NamedTuple):
@@ -34,27 +32,6 @@ class Kind(NamedTuple):
     method: methods.Method
     inference: Callable[[Settings], pcjax.Method]
     steps: Callable[..., StepRule]
-
-
-def normalised(network, output, tx, settings, step_size):
-    """IL with the step `1 / (mean ||h_l||^2 + 1)` of the authors' baseline."""
-    grad_fn = pcjax.value_and_grad(
-        network,
-        pcjax.simultaneous(settings.il_num_steps, step_size),
-        output=output,
-        clamp=pcjax.soft_clamp(settings.clamp),
-        trace=lambda state: squared_norms(network, state.activities),
-    )
-    scale = scale_by_squared_norms()
-
-    def update(params, opt_state, inputs, targets):
-        value, grads = grad_fn(params, inputs, targets)
-        norms = [norm[-1] for norm in value[1].trace]  # after inference
-        grads, _ = scale.update(grads, optax.EmptyState(), squared_norms=norms)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    return update
 
 
 def _simultaneous(found: Settings) -> pcjax.Method:
@@ -73,18 +50,12 @@ def _of_activities(network, tx, opt_state, params):
     return normalised_steps(network)
 
 
-_IL_NORM = methods.Method(
-    "IL-norm",
-    normalised,
-    methods.constant(optax.sgd),
-    lambda found: found.il_step_size,
-)
 _IL, _IL_MQ, _SEQ, _SEQ_MQ = methods.select(("IL", "IL-MQ", "SeqIL", "SeqIL-MQ"))
 KINDS = {
     kind.method.name: kind
     for kind in (
         Kind(_IL, _simultaneous, _of_optimizer),
-        Kind(_IL_NORM, _simultaneous, _of_activities),
+        Kind(methods.NORMALISED, _simultaneous, _of_activities),
         Kind(_IL_MQ, _simultaneous, _of_optimizer),
         Kind(_SEQ, _sequential, _of_optimizer),
         Kind(_SEQ_MQ, _sequential, _of_optimizer),
@@ -127,7 +98,8 @@ def train(kind: Kind, task: Task, found: Settings, iterations: int, key: jax.Arr
     """Trains a network: `(params, opt_state)` after so many iterations."""
     tx = kind.method.optimizer(found.learning_rates[kind.method.name], found)
     step_size = kind.method.step_size(found)
-    update = kind.method.rule(task.network, task.output, tx, found, step_size)
+    recipe = kind.method.rule(found, step_size)
+    update = recipe.update(task.network, task.output, tx)
     state = training.init_state(task.network, tx, key, task.example())
     count, size = len(task.train.images), min(found.batch_size, len(task.train.images))
     steps = count // size  # of an epoch; a last short batch is dropped

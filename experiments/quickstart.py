@@ -76,8 +76,9 @@ def main(config: Config) -> None:
         trainers = []
         for method in chosen:
             live.status(f"compiling {method.name}")
+            hyper = method.hyper(found)
             trainers.append(
-                runner.Trainer(method, task, found, method.hyper(found), keys)
+                runner.Trainer(method, task, found, hyper, keys, on_nonfinite="stop")
             )
         for trainer, record in runner.train(trainers, found.epochs):
             live.update(trainer, record)

@@ -21,8 +21,9 @@ from experiments.methods import Hyper, Method
 from experiments.report import Live
 from experiments.settings import Settings
 from experiments.tasks import Task
-from pcjax import training
+from pcjax import finite, training
 from pcjax.checkpoints import Checkpoints
+from pcjax.finite import OnNonFinite
 
 CHECKPOINT_SECONDS = 20.0  # at least so long between checkpoints of a trainer
 
@@ -40,6 +41,7 @@ class Record(NamedTuple):
         compilation and evaluation.
       energy: [runs], mean free energy of the training batches.
       train_loss: [runs], mean loss of the training batches.
+      rising: [runs], the fraction of training examples whose inference diverged.
       test: measures of the test set by name, each [runs].
       validation: the same of the validation set; None without one.
     """
@@ -48,6 +50,7 @@ class Record(NamedTuple):
     seconds: float
     energy: np.ndarray
     train_loss: np.ndarray
+    rising: np.ndarray
     test: dict[str, np.ndarray]
     validation: dict[str, np.ndarray] | None
 
@@ -70,6 +73,7 @@ class Trainer:
         hyper: Hyper,
         keys: jax.Array,
         folder: Path | None = None,
+        on_nonfinite: OnNonFinite | None = None,
     ) -> None:
         """Compiles, and goes on from the checkpoints in `folder` if there are any.
 
@@ -80,26 +84,34 @@ class Trainer:
           hyper: those that differ, numbers or [runs] each.
           keys: a random key of every run, [runs].
           folder: where checkpoints go; None makes none.
+          on_nonfinite: what happens to a step that is not finite; None takes it, and
+            the numbers of that run are NaN from then on.
         """
         self.name = method.name
+        self._method, self._settings = method, settings
+        self._on_nonfinite = on_nonfinite
         self.records: list[Record] = []
         self._task = task
+        self._batch_size = min(settings.batch_size, len(task.train.images))
         runs = len(keys)
         self._hyper = Hyper(*(jnp.broadcast_to(jnp.float32(x), runs) for x in hyper))
         example = task.example()
 
         def make(hyper):
             tx = method.optimizer(hyper.learning_rate, settings)
-            rule = method.rule(task.network, task.output, tx, settings, hyper.step_size)
-            return rule, tx
+            if on_nonfinite:
+                tx = finite.guard(tx, on_nonfinite)
+            recipe = method.rule(settings, hyper.step_size)
+            return recipe.update(task.network, task.output, tx), tx
 
         def init(hyper, key):
             return training.init_state(task.network, make(hyper)[1], key, example)
 
         def epoch(hyper, state, data):
             update, _ = make(hyper)
-            batch_size = min(settings.batch_size, len(task.train.images))
-            return training.make_epoch(update, task.prepare, batch_size)(state, data)
+            return training.make_epoch(update, task.prepare, self._batch_size)(
+                state, data
+            )
 
         def evaluate(state, data):
             measure = training.make_evaluation(task.network, task.prepare, task.measure)
@@ -118,7 +130,7 @@ class Trainer:
         self.compile_seconds = time.perf_counter() - started
         self.optimizer_state_bytes = sum(
             leaf.size * leaf.dtype.itemsize // runs
-            for leaf in jax.tree.leaves(self._state.opt_state)
+            for leaf in jax.tree.leaves(self._optimizer_state(self._state))
         )
         fingerprint = plain(
             {"method": method.name, "settings": dataclasses.asdict(settings)}
@@ -136,13 +148,15 @@ class Trainer:
         self._state, metrics = self._epoch(self._hyper, self._state, self._task.train)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - started
-        energy, loss = (np.asarray(metric).mean(1) for metric in metrics)
+        self._raise_if_refused()
+        energy, loss, rising = (np.asarray(metric).mean(1) for metric in metrics)
         measured: dict[str, Any] = {"test": None, "validation": None}
         for name, evaluate in self._evaluate.items():
             values = jax.device_get(evaluate(self._state, getattr(self._task, name)))
             named = values._asdict() if hasattr(values, "_asdict") else {"loss": values}
             measured[name] = named
-        record = Record(len(self.records) + 1, seconds, energy, loss, **measured)
+        epoch = len(self.records) + 1
+        record = Record(epoch, seconds, energy, loss, rising, **measured)
         # As JSON has it, so that an interrupted run cannot differ from another.
         self.records.append(_record(plain(record._asdict())))
         self._save()
@@ -154,6 +168,48 @@ class Trainer:
             records = [plain(record._asdict()) for record in self.records]
             self._checkpoints.save(len(records), self._state, records)
             self._saved = now
+
+    def refused(self) -> list[int] | None:
+        """How many steps of every run were refused; None if none was to be."""
+        if self._on_nonfinite is None:
+            return None
+        return np.asarray(self._state.opt_state.refused).tolist()
+
+    def _optimizer_state(self, state: training.TrainState) -> Any:
+        """The optimizer's own state, without that of the guard."""
+        guarded = self._on_nonfinite is not None
+        return state.opt_state.inner_state if guarded else state.opt_state
+
+    def _raise_if_refused(self) -> None:
+        """Stops at the first step of any run that was not finite, naming the cause."""
+        if self._on_nonfinite != "stop":
+            return
+        firsts = np.asarray(self._state.opt_state.first_refused)
+        if np.all(firsts < 0):
+            return
+        run = int(np.argmin(np.where(firsts < 0, np.inf, firsts)))
+        state, hyper = jax.tree.map(lambda x: x[run], (self._state, self._hyper))
+        task, step = self._task, int(firsts[run])
+        total = len(task.train.images)
+        epoch, iteration = divmod(step, total // self._batch_size)
+        batches = training.epoch_batches(state.key, epoch, total, self._batch_size)
+        rows = jax.tree.map(lambda x: x[batches[iteration]], task.train)
+        found = self._method.rule(self._settings, hyper.step_size).diagnose(
+            task.network,
+            task.output,
+            self._method.optimizer(hyper.learning_rate, self._settings),
+            (state.params, self._optimizer_state(state)),
+            *task.prepare(*rows),
+        )
+        raise finite.NonFiniteError(
+            f"{self.name}, run {run + 1} of {len(firsts)}, epoch {epoch + 1}, training "
+            f"iteration {iteration + 1} (step {step}): "
+            f"{found or 'the gradient is not finite'}. Nothing of it went into the "
+            "weights. Lower the learning rate or the step size, or leave such steps "
+            "out with --on-nonfinite skip.",
+            step,
+            found,
+        )
 
     def logits(self, images: jax.Array) -> np.ndarray:
         """The logits [runs, B, ...] of raw images [B, ...] as the weights now are."""
@@ -216,7 +272,7 @@ def curves(records: Sequence[Record]) -> Curves:
 
     return {
         name: stack([getattr(record, name) for record in records])
-        for name in ("train_loss", "energy", "test", "validation")
+        for name in ("train_loss", "energy", "rising", "test", "validation")
         if getattr(records[0], name) is not None
     }
 
@@ -232,6 +288,7 @@ def train_methods(
     epochs: int | None = None,
     hyper: Callable[[Method], Hyper] | None = None,
     extra: Callable[[Trainer], dict] = lambda trainer: {},
+    on_nonfinite: OnNonFinite | None = None,
 ) -> dict[str, Curves]:
     """Trains methods as a part of an experiment that can be interrupted.
 
@@ -245,12 +302,18 @@ def train_methods(
       epochs: passes over the training set; by default those of the settings.
       hyper: `method -> Hyper` of the runs; by default that of the settings.
       extra: what else to keep of a trained method, in JSON types.
+      on_nonfinite: see `Trainer`; None suits grids, where some runs are to fail.
 
     Returns:
       For each method by name its `Curves`, with "seconds" [epochs],
-      "optimizer_state_bytes" and what `extra` returns besides.
+      "optimizer_state_bytes" and what `extra` returns besides; with "skip" also
+      "refused_steps" [runs].
+
+    Raises:
+      NonFiniteError: by "stop", naming method, run, step, quantity and layer.
     """
     epochs = epochs or settings.epochs
+    skips = on_nonfinite == "skip"
 
     def compute():
         folder = run.checkpoints(part)
@@ -260,7 +323,15 @@ def train_methods(
                 live.status(f"compiling {method.name}")
                 chosen = hyper(method) if hyper else method.hyper(settings)
                 trainers.append(
-                    Trainer(method, task, settings, chosen, keys, folder / method.name)
+                    Trainer(
+                        method,
+                        task,
+                        settings,
+                        chosen,
+                        keys,
+                        folder / method.name,
+                        on_nonfinite,
+                    )
                 )
                 live.resume(trainers[-1])
             for trainer, record in train(trainers, epochs):
@@ -272,6 +343,7 @@ def train_methods(
                 **curves(trainer.records),
                 "seconds": [record.seconds for record in trainer.records],
                 "optimizer_state_bytes": trainer.optimizer_state_bytes,
+                **({"refused_steps": trainer.refused()} if skips else {}),
                 **extra(trainer),
             }
             for trainer in trainers

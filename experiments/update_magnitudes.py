@@ -18,16 +18,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 import tyro
 
-import pcjax
 from experiments import methods, report
 from experiments.harness import Claim, Experiment, Options, Run, execute
 from experiments.methods import Method
 from experiments.settings import Settings, settings
 from experiments.tasks import Task, make_task
-from pcjax import normalised, training
+from pcjax import training
 
 METHODS = ("IL", "IL-MQ", "IL-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
 
@@ -49,45 +47,12 @@ class Config(Options):
     """Which of the paper's nets."""
 
 
-def normalised_steps(network, output, tx, settings, step_size):
-    """IL whose matrices step by `1 / (mean ||h_l||^2 + 1)`, the authors' baseline."""
-
-    def record(state):
-        return normalised.squared_norms(network, state.activities)
-
-    grad_fn = pcjax.value_and_grad(
-        network,
-        pcjax.simultaneous(settings.il_num_steps, step_size),
-        output=output,
-        clamp=pcjax.soft_clamp(settings.clamp),
-        trace=record,
-    )
-
-    def update(params, opt_state, inputs, targets):
-        value, grads = grad_fn(params, inputs, targets)
-        norms = [norm[-1] for norm in value[1].trace]
-        updates, opt_state = tx.update(grads, opt_state, params, squared_norms=norms)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    return update
-
-
-def _normalised(learning_rate: Any, settings: Settings) -> Any:
-    del learning_rate, settings
-    return optax.chain(normalised.scale_by_squared_norms(), optax.sgd(1.0))
-
-
-NORMALISED = Method(
-    "IL-norm", normalised_steps, _normalised, lambda settings: settings.il_step_size
-)
-
-
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """Trains with every method and averages the updates, a part for each seed."""
     found = settings(config.net, config.dataset_name)
     task = make_task(config.net, config.load(), found)
     # The normalised step is one of dense layers.
-    chosen = [NORMALISED] if config.net == "mlp" else []
+    chosen = [methods.NORMALISED] if config.net == "mlp" else []
     chosen += methods.select(METHODS)
     keys = jax.random.split(jax.random.key(config.seed), size.seeds)
     found_of: dict[str, list] = {}
@@ -117,7 +82,8 @@ def trainer(method: Method, task: Task, settings: Settings, size: Size) -> Any:
     # The normalised step takes no rate.
     tx = method.optimizer(settings.learning_rates.get(method.name, 1.0), settings)
     step_size = method.step_size(settings)
-    update = method.rule(task.network, task.output, tx, settings, step_size)
+    recipe = method.rule(settings, step_size)
+    update = recipe.update(task.network, task.output, tx)
     images, labels = task.train
 
     @jax.jit

@@ -1,6 +1,6 @@
 """Predictive coding networks in JAX."""
 
-from pcjax import backprop, sharding, training
+from pcjax import backprop, diagnosis, finite, sharding, training
 from pcjax.energy import free_energy, free_energy_per_layer, prediction_errors
 from pcjax.incremental import incremental
 from pcjax.inference import infer, sequential, simultaneous
@@ -35,7 +35,9 @@ __all__ = [
     "conv",
     "convnet",
     "dense",
+    "diagnosis",
     "feedforward",
+    "finite",
     "free_energy",
     "free_energy_per_layer",
     "from_linen",

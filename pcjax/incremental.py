@@ -8,6 +8,7 @@ import optax
 
 from pcjax.checks import check_batch
 from pcjax.energy import Weights
+from pcjax.finite import descend
 from pcjax.kernel import (
     Method,
     Problem,
@@ -67,13 +68,9 @@ def incremental(
             gradient = energy_gradient(problem, state, pulls)
             moves, activity_state = method.step(t, state, gradient, activity_state)
             grads = pulled_gradients(problem, state, [_part(p, 0) for p in pullbacks])
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return (
-                jax.tree.map(jnp.add, shifts, moves),
-                activity_state,
-                optax.apply_updates(params, updates),
-                opt_state,
-            )
+            params, opt_state = descend(tx, grads, opt_state, params)
+            shifts = jax.tree.map(jnp.add, shifts, moves)
+            return shifts, activity_state, params, opt_state
 
         activity, linearized, anchors = inputs, [], []
         for layer, theta in zip(network.layers, params, strict=True):

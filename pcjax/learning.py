@@ -27,7 +27,7 @@ class Info(NamedTuple):
       loss: [B], the loss of the feed-forward outputs against the targets.
       logits: [B, ...], the feed-forward outputs before the link.
       initial_energy: [B], the free energy before inference.
-      energy: [B], after it; above `initial_energy` if inference diverges.
+      energy: [B], after it; above `initial_energy` if inference diverges (`rising`).
       trace: what `trace` recorded, [T+1, ...]; None without one.
     """
 
@@ -36,6 +36,15 @@ class Info(NamedTuple):
     initial_energy: jax.Array
     energy: jax.Array
     trace: Any = None
+
+    @property
+    def rising(self) -> jax.Array:
+        """Bool [B], whether inference diverges.
+
+        That is, whether it raised the free energy by more than rounding (1e-5 of it),
+        or has left it not finite.
+        """
+        return ~(self.energy <= (1 + 1e-5) * self.initial_energy)
 
 
 # (params, inputs, targets) -> ((energy [], info), grads); every learning rule is one.

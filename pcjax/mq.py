@@ -9,7 +9,6 @@ The optimizer is an ordinary optax transform and knows nothing of predictive
 coding, so it trains any model, by whatever gradient.
 """
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.tree_util import GetAttrKey, SequenceKey
+
+from pcjax.reductions import sum_magnitudes
 
 KeyPath = tuple[Any, ...]
 # Where a leaf sits in the tree -> the layer it belongs to.
@@ -156,7 +156,7 @@ def scale_by_mq(
                 gradient = gradients[leaf]
                 dtype = jnp.result_type(gradient)
                 scaled[leaf] = (step * gradient).astype(dtype)
-            total = sum(_sum_magnitudes(gradients[leaf], v.dtype) for leaf in members)
+            total = sum(sum_magnitudes(gradients[leaf], v.dtype) for leaf in members)
             size = sum(np.size(gradients[leaf]) for leaf in members)
             means.append(total / max(size, 1))
         # 1 - rho_b. Of a Python float, 1 - decay is formed in double precision.
@@ -225,36 +225,6 @@ def mq(
     return optax.chain(
         scale_by_mq(learning_rate, decay, min_step, eps, group_fn), optax.scale(-1.0)
     )
-
-
-def _sum_magnitudes(array: Any, dtype: Any) -> jax.Array:
-    """Returns the sum of `|array|`, accumulated in `dtype`."""
-    array = jnp.asarray(array, dtype)
-    if array.size < 2**14 or array.size % 8 or not _on_one_cpu():
-        return jnp.sum(jnp.abs(array))
-    # XLA's CPU code stores |array| before it adds, and adds the entries of a row one
-    # after the other. It does neither if the magnitudes are taken inside the sum,
-    # and if there are sums enough side by side: for all cores, times a few vectors.
-    lanes, length = math.gcd(array.size, 32), array.shape[-1]
-    rows = array.size // length
-    if length % (8 * lanes):  # rows too short to be worth sums of their own
-        rows = math.gcd(array.size // lanes, 256)
-    sums = lax.reduce(  # of two or more entries each: one alone would keep its sign
-        array.reshape(rows, -1, lanes),
-        np.zeros((), dtype),
-        lambda x, y: lax.abs(x) + lax.abs(y),
-        (1,),
-    )
-    return jnp.sum(sums)
-
-
-def _on_one_cpu() -> bool:
-    """Whether a reduction may take magnitudes itself.
-
-    Several devices could not add up their partial sums that way, and a GPU has no
-    need of it.
-    """
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def _parent_path(path: KeyPath) -> KeyPath:

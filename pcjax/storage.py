@@ -160,7 +160,14 @@ def _checkpointer() -> Iterator[Any]:
     logger = logging.getLogger("absl")
     logger.addFilter(others)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(
+            # Without the OCDBT database a file per array is written and never read
+            # back; with it, saves now and then miss a file they have just written.
+            ocp.CompositeCheckpointHandler(
+                state=ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                manifest=ocp.JsonCheckpointHandler(),
+            )
+        ) as checkpointer:
             yield checkpointer
     finally:
         logger.removeFilter(others)

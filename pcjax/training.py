@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pcjax.finite import descend
 from pcjax.learning import GradFn, Update
 from pcjax.networks import Network, Params
 from pcjax.outputs import Output
@@ -54,10 +55,13 @@ class EpochMetrics(NamedTuple):
     Attributes:
       energy: [steps], mean free energy of the batch after inference.
       loss: [steps], mean loss of the batch before the weights moved.
+      rising: [steps], the fraction of the batch whose inference diverged
+        (`Info.rising`).
     """
 
     energy: jax.Array
     loss: jax.Array
+    rising: jax.Array
 
 
 class ClassificationMeasures(NamedTuple):
@@ -173,8 +177,8 @@ def make_update(grad_fn: GradFn, tx: optax.GradientTransformation) -> Update:
 
     def update(params, opt_state, inputs, targets):
         value, grads = grad_fn(params, inputs, targets)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
+        params, opt_state = descend(tx, grads, opt_state, params)
+        return params, opt_state, value
 
     return update
 
@@ -201,6 +205,32 @@ def init_state(
     return TrainState(params, tx.init(params), data_key, jnp.zeros((), jnp.int32))
 
 
+def epoch_batches(
+    key: jax.Array, epoch: jax.Array | int, num_examples: int, batch_size: int
+) -> jax.Array:
+    """Which examples every training iteration of an epoch takes.
+
+    Args:
+      key: that of the `TrainState`.
+      epoch: its number, counted from 0.
+      num_examples: how many there are.
+      batch_size: examples an iteration; the last short batch is dropped.
+
+    Returns:
+      int32 [steps, batch_size], each example at most once.
+
+    Raises:
+      ValueError: if the examples make less than one batch.
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f"epoch: {num_examples} examples hold no batch of {batch_size}."
+        )
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+    steps = num_examples // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
 def make_epoch(
     update: Update, prepare: Prepare, batch_size: int
 ) -> Callable[[TrainState, Data], tuple[TrainState, EpochMetrics]]:
@@ -221,13 +251,7 @@ def make_epoch(
     """
 
     def epoch(state, data):
-        if not 1 <= batch_size <= len(data.images):
-            raise ValueError(
-                f"epoch: {len(data.images)} examples hold no batch of {batch_size}."
-            )
-        count = len(data.images) // batch_size
-        key = jax.random.fold_in(state.key, state.epoch)
-        order = jax.random.permutation(key, len(data.images))
+        batches = epoch_batches(state.key, state.epoch, len(data.images), batch_size)
 
         def iterate(carry, index):
             params, opt_state = carry
@@ -235,12 +259,13 @@ def make_epoch(
             params, opt_state, (energy, info) = update(
                 params, opt_state, inputs, targets
             )
-            return (params, opt_state), EpochMetrics(energy, jnp.mean(info.loss))
+            loss, rising = jnp.mean(info.loss), jnp.mean(info.rising)
+            return (params, opt_state), EpochMetrics(energy, loss, rising)
 
         (params, opt_state), metrics = jax.lax.scan(
             iterate,
             (state.params, state.opt_state),
-            order[: count * batch_size].reshape(count, batch_size),
+            batches,
         )
         return TrainState(params, opt_state, state.key, state.epoch + 1), metrics
 
