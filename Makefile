@@ -10,11 +10,11 @@ BIN := $(VENV)/bin
 # One process per worker is enough: without these, each takes every core.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help test lint types pytest demo clean
+.PHONY: help test lint types pytest test-faults demo clean
 .NOTPARALLEL:
 
 help:  ## Show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
 
 test: lint types pytest  ## Lint, check types, run doctests and all tests
 
@@ -27,6 +27,9 @@ types: $(VENV)/.test  ## Check types
 
 pytest: $(VENV)/.test  ## Run doctests and all tests in WORKERS processes
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
+
+test-faults: $(VENV)/.test  ## Inject every fault of docs/reliability.md and count
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m faults --all-faults
 
 demo: $(VENV)/.experiments  ## Compare eight methods on handwritten digits, into OUT
 	$(BIN)/python -m experiments.quickstart --out $(OUT)

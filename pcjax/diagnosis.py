@@ -51,7 +51,7 @@ class NonFinite(NamedTuple):
         if self.layers:
             plural = "s" if len(self.layers) > 1 else ""
             where = f" of layer{plural} {', '.join(map(str, self.layers))}"
-        elif self.leaves:
+        elif any(self.leaves):
             where = f" at {', '.join(self.leaves)}"
         when = {
             None: "",

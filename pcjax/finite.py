@@ -78,7 +78,7 @@ def guard(
     ([0.0, 0.0], 0)
 
     In a training iteration it costs one more read of the gradient
-    (`python -m benchmarks.guard`).
+    (`python -m benchmarks.safety`).
 
     Args:
       tx: the optimizer, such as `pcjax.mq(1e-3)`. Wrap it as a whole.

@@ -1,7 +1,9 @@
 """Settings and fixtures of all tests."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import hypothesis
 import jax
@@ -19,6 +21,66 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("pcjax")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option of `make test-faults`."""
+    parser.addoption(
+        "--all-faults",
+        action="store_true",
+        help="inject as many faults as docs/reliability.md reports, not a few of them",
+    )
+
+
+class Faults(NamedTuple):
+    """How a test counts the faults that it injects.
+
+    Attributes:
+      all: whether all are to be injected; a few otherwise.
+      report: `(what, injected, survived, equal)`: fails unless all were survived, and
+        all that left a result (`equal` of them, None if none does) left the right one.
+    """
+
+    all: bool
+    report: Callable[..., None]
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest, record_property) -> Faults:
+    """Counts injected faults for the table at the end of the tests."""
+
+    def report(what, injected, survived, equal=None):
+        record_property("faults", [what, injected, survived, equal])
+        assert survived == injected > 0
+        assert equal in (None, injected)
+
+    return Faults(request.config.getoption("--all-faults"), report)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints how many faults were injected and survived, as a Markdown table."""
+    counts: dict[str, list[int | None]] = defaultdict(lambda: [0, 0, None])
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            for name, value in report.user_properties:
+                if name == "faults" and report.when == "call":
+                    what, injected, survived, equal = value
+                    row = counts[what]
+                    row[0] += injected
+                    row[1] += survived
+                    row[2] = row[2] if equal is None else (row[2] or 0) + equal
+    if counts:
+        lines = [
+            "| fault | injected | survived | results equal |",
+            "|---|---|---|---|",
+            *(
+                f"| {what} | {injected:,} | {survived:,} | "
+                f"{'-' if equal is None else f'{equal:,}'} |"
+                for what, (injected, survived, equal) in sorted(counts.items())
+            ),
+        ]
+        terminalreporter.section("faults")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture

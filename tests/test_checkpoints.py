@@ -378,16 +378,19 @@ def _positions(size, count):
 
 def _assert_damage_is_seen(folder, damages):
     """Each damage to any file of checkpoint 2 is passed over for checkpoint 1."""
+    count = 0
     _save(folder)
     for path in _files(folder / "2"):
         whole = path.read_bytes()
         for damage in damages(path, len(whole)):
             damage()
+            count += 1
             _assert_falls_back(folder, 2, 1)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(whole)
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.restore(_state(0)).skipped == ()
+    return count
 
 
 def test_a_corrupted_byte_in_any_file_is_seen(tmp_path):
@@ -400,19 +403,22 @@ def test_a_corrupted_byte_in_any_file_is_seen(tmp_path):
     )
 
 
+@pytest.mark.faults
 @pytest.mark.slow
-def test_every_corrupted_byte_in_any_file_is_seen(tmp_path):
-    _assert_damage_is_seen(
+def test_every_corrupted_byte_in_any_file_is_seen(tmp_path, faults):
+    count = _assert_damage_is_seen(
         tmp_path,
         lambda path, size: [
             lambda at=at: _flip(path, at, 1 << random.Random(at).randrange(8))
             for at in range(size)
         ],
     )
+    faults.report("a corrupted byte in a file of a checkpoint", count, count, count)
 
 
-def test_a_truncated_or_missing_file_is_seen(tmp_path):
-    _assert_damage_is_seen(
+@pytest.mark.faults
+def test_a_truncated_or_missing_file_is_seen(tmp_path, faults):
+    count = _assert_damage_is_seen(
         tmp_path,
         lambda path, size: [
             path.unlink,
@@ -422,6 +428,7 @@ def test_a_truncated_or_missing_file_is_seen(tmp_path):
             ),
         ],
     )
+    faults.report("a truncated or missing file of a checkpoint", count, count, count)
 
 
 @pytest.mark.parametrize(
@@ -552,15 +559,19 @@ def test_a_kill_leaves_whole_checkpoints(tmp_path):
     _kill_and_restore(tmp_path, 1)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
-def test_many_kills_leave_whole_checkpoints(tmp_path):
-    _kill_and_restore(tmp_path, 25)
+def test_many_kills_leave_whole_checkpoints(tmp_path, faults):
+    kills = 20 if faults.all else 5
+    _kill_and_restore(tmp_path, kills)
+    faults.report("SIGKILL while checkpoints are written", kills, kills, kills)
 
 
 # Two writers
 
 
-def test_the_second_writer_is_refused(tmp_path):
+@pytest.mark.faults
+def test_the_second_writer_is_refused(tmp_path, faults):
     with Checkpoints(tmp_path), pytest.raises(CheckpointError) as error:
         Checkpoints(tmp_path)
     assert str(error.value) == (
@@ -586,6 +597,7 @@ def test_the_second_writer_is_refused(tmp_path):
     # The lock went with its process.
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore({}) is None
+    faults.report("a second writer of a checkpoint folder", 2, 2)
 
 
 # Places that cannot be written
@@ -634,7 +646,8 @@ def test_a_failed_save_is_raised_by_the_next_call(tmp_path, call):
         _assert_same(checkpoints.restore(_state(0)).state, _state(1))
 
 
-def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path):
+@pytest.mark.faults
+def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path, faults):
     code = """
         import resource, sys, numpy as np
         from pcjax.checkpoints import CheckpointError, Checkpoints
@@ -660,6 +673,7 @@ def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path):
     """
     assert _output(code, str(tmp_path)) == "True True\n2 True\n4 True\n"
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "2", "4"}
+    faults.report("a full disk while a checkpoint is written", 1, 1, 1)
 
 
 # Bad input

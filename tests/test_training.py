@@ -59,7 +59,7 @@ def test_epoch_is_its_steps_over_a_permutation_of_the_data(data):
         params = optax.apply_updates(params, updates)
         losses.append((float(energy), float(info.loss.mean())))
     _assert_trees_close(trained.params, params, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(np.stack(metrics, 1), losses, rtol=1e-5)
+    np.testing.assert_allclose(np.stack(metrics[:2], 1), losses, rtol=1e-5)
     assert trained.epoch == 1
 
 

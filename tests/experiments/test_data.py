@@ -206,8 +206,9 @@ def test_command_for_a_missing_set_is_python():
     assert '"' not in code.replace('"/it\'s"', "")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("keep", [0, 0.5, 0.9])
-def test_truncated_file_is_named(load, prepared, keep):
+def test_truncated_file_is_named(load, prepared, keep, faults):
     folder, _ = prepared
     file = folder / "cifar10-test.array_record-00001-of-00002"
     content = file.read_bytes()
@@ -217,6 +218,21 @@ def test_truncated_file_is_named(load, prepared, keep):
         match=rf"{file} is damaged: it has 0 readable records, expected 10",
     ):
         load()
+    faults.report("a truncated file of a data set", 1, 1)
+
+
+@pytest.mark.faults
+def test_empty_set_is_reported(tmp_path, load, faults):
+    splits = _splits("cifar10")
+    empty = splits["test"]._replace(
+        images=splits["test"].images[:0], labels=splits["test"].labels[:0]
+    )
+    folder = _prepare(tmp_path / "sets", "cifar10", {**splits, "test": empty})
+    with pytest.raises(
+        data.DatasetError, match=rf"{folder}: split 'test' .*it holds no records"
+    ):
+        load()
+    faults.report("an empty data set", 1, 1)
 
 
 def test_missing_file_is_named(load, prepared):
@@ -236,7 +252,8 @@ def test_wrong_record_count_is_reported(load, prepared):
         load()
 
 
-def test_changed_byte_is_reported_with_its_record(load, prepared):
+@pytest.mark.faults
+def test_changed_byte_is_reported_with_its_record(load, prepared, faults):
     folder, _ = prepared
     file = folder / "cifar10-train.array_record-00001-of-00002"
     content = bytearray(file.read_bytes())
@@ -249,8 +266,10 @@ def test_changed_byte_is_reported_with_its_record(load, prepared):
         load()
     assert f"delete {folder} first" in str(error.value)
     assert "download_and_prepare" in str(error.value)
+    faults.report("a corrupted byte in a data set", 1, 1)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -269,11 +288,12 @@ def test_changed_byte_is_reported_with_its_record(load, prepared):
     ],
     ids=["shape", "channels", "label"],
 )
-def test_records_of_another_kind_are_refused(tmp_path, load, change, message):
+def test_records_of_another_kind_are_refused(tmp_path, load, change, message, faults):
     splits = _splits("cifar10")
     _prepare(tmp_path / "sets", "cifar10", {**splits, "test": change(splits["test"])})
     with pytest.raises(data.DatasetError, match=message):
         load()
+    faults.report("a data set of other images or labels", 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -299,9 +319,12 @@ def test_missing_packages_are_named(load, prepared, monkeypatch):
         load()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("file", ["test-images.npy", "test-labels.npy", "test.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped", "foreign"])
-def test_damaged_cache_is_rebuilt(tmp_path, load, prepared, monkeypatch, file, damage):
+def test_damaged_cache_is_rebuilt(
+    tmp_path, load, prepared, monkeypatch, file, damage, faults
+):
     load()
     [path] = tmp_path.glob(f"cache/*/{file}")
     content = bytearray(path.read_bytes())
@@ -315,10 +338,30 @@ def test_damaged_cache_is_rebuilt(tmp_path, load, prepared, monkeypatch, file, d
     _assert_equal(load(), prepared[1])
     _forbid_decoding(monkeypatch)
     _assert_equal(load(), prepared[1])
+    faults.report("a damaged file of the cache", 1, 1, 1)
 
 
+@pytest.mark.faults
+def test_cache_of_another_version_is_rebuilt(
+    tmp_path, load, prepared, monkeypatch, faults
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_FORMAT", cache._FORMAT + 1)
+        load()
+    changed = prepared[1]["test"].images + 1
+    [path] = tmp_path.glob("cache/*/test-images.npy")
+    np.save(path, changed)  # what it holds is not what this version would write
+    _assert_equal(load(), prepared[1])
+    _forbid_decoding(monkeypatch)
+    _assert_equal(load(), prepared[1])
+    faults.report("a cache of another version", 1, 1, 1)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("writes", range(6))
-def test_interrupted_cache_is_rebuilt(tmp_path, load, prepared, monkeypatch, writes):
+def test_interrupted_cache_is_rebuilt(
+    tmp_path, load, prepared, monkeypatch, writes, faults
+):
     calls = []
 
     def interrupted(*args):
@@ -333,6 +376,7 @@ def test_interrupted_cache_is_rebuilt(tmp_path, load, prepared, monkeypatch, wri
         with pytest.raises(KeyboardInterrupt):
             load()
     _assert_equal(load(), prepared[1])
+    faults.report("an interrupt while the cache is filled", 1, 1, 1)
 
 
 def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -349,7 +393,8 @@ def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_full_disk_names_the_folder(tmp_path, load, prepared, monkeypatch):
+@pytest.mark.faults
+def test_full_disk_names_the_folder(tmp_path, load, prepared, monkeypatch, faults):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -361,19 +406,24 @@ def test_full_disk_names_the_folder(tmp_path, load, prepared, monkeypatch):
     ):
         load()
     assert not list(tmp_path.glob("cache/*/*"))
+    faults.report("a full disk while the cache is filled", 1, 1)
 
 
 def _load_in_process(root):
     return data.load("cifar10", root / "sets", root / "cache", progress=False)
 
 
-def test_two_processes_may_fill_the_cache_at_once(tmp_path, prepared, monkeypatch):
+@pytest.mark.faults
+def test_two_processes_may_fill_the_cache_at_once(
+    tmp_path, prepared, monkeypatch, faults
+):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for dataset in pool.map(_load_in_process, [tmp_path] * 2):
             _assert_equal(dataset, prepared[1])
     assert len(list(tmp_path.glob("cache/*/*"))) == 6
     _forbid_decoding(monkeypatch)
     _assert_equal(_load_in_process(tmp_path), prepared[1])
+    faults.report("two processes fill the cache at once", 1, 1, 1)
 
 
 def test_digits_are_the_stretched_originals():

@@ -92,7 +92,8 @@ def test_sizes_may_depend_on_the_options(tmp_path):
     assert execute(Counted().experiment, config)["results"]["b"] == 4
 
 
-def test_a_folder_in_use_is_refused(tmp_path):
+@pytest.mark.faults
+def test_a_folder_in_use_is_refused(tmp_path, faults):
     lock = FolderLock(tmp_path)
     try:
         with pytest.raises(SystemExit, match=r"process \d+ is using it already"):
@@ -100,6 +101,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
     finally:
         lock.release()
     execute(Counted().experiment, Options(out=tmp_path))
+    faults.report("a second writer of an output folder", 1, 1)
 
 
 def test_what_is_wrong_is_said_without_a_traceback(tmp_path):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -125,6 +127,44 @@ def _start(folder):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_nothing(tmp_path, faults):
+    """Each kill falls anywhere between the first line shown and a second later."""
+    kills, dice = (20 if faults.all else 2), random.Random(0)
+    expected, _ = _start(tmp_path / "whole").communicate(timeout=300)
+    assert "Written" in expected, expected
+    survived = run = 0
+    while survived < kills:
+        folder = tmp_path / f"killed-{run}"
+        first = True
+        while True:
+            process = _start(folder)
+            text, killed = "", False
+            for line in process.stdout:
+                text += line
+                if "epoch" in line and survived < kills and not killed:
+                    time.sleep(dice.uniform(0, 1))
+                    killed = process.poll() is None
+                    process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            if process.returncode == -signal.SIGKILL:
+                survived += 1
+            else:
+                break
+            first = False
+        assert "Written" in text, text
+        assert first or "epoch 1/40" not in text  # it went on
+        results = [
+            (path / "results.json").read_bytes()
+            for path in (tmp_path / "whole", folder)
+        ]
+        assert results[0] == results[1]
+        run += 1
+    faults.report("SIGKILL at a random moment of training", kills, survived, kills)
 
 
 @pytest.mark.slow

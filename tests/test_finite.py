@@ -1,0 +1,331 @@
+"""Steps that are not finite: refused, counted, and named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from pcjax import diagnosis, finite, training
+
+SIZES = (6, 8, 7, 4)
+NETWORK = pcjax.mlp(SIZES)
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (40, 6), dtype=np.uint8)
+LABELS = RANDOM.integers(0, 4, 40)
+BATCH, BAD = 5, 3  # of 8 iterations, the fourth is not finite
+SEQUENTIAL, SIMULTANEOUS = pcjax.sequential(2, 0.1), pcjax.simultaneous(3, 0.1)
+OPTIONS = {"output": pcjax.softmax, "clamp": pcjax.soft_clamp(0.01)}
+OPTIMIZERS = {
+    "sgd": lambda: optax.sgd(0.1),
+    "mq": lambda: pcjax.mq(1e-2),
+    "adam": lambda: optax.adam(1e-2),
+    "momentum": lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1, momentum=0.9)),
+}
+
+
+def _iterate(rule, tx):
+    if rule == "iPC":
+        return pcjax.incremental(NETWORK, SIMULTANEOUS, tx, **OPTIONS)
+    if rule == "BP":
+        grad_fn = pcjax.backprop.value_and_grad(NETWORK, output=pcjax.softmax)
+    else:
+        method = SEQUENTIAL if rule == "SeqIL" else SIMULTANEOUS
+        grad_fn = pcjax.value_and_grad(NETWORK, method, **OPTIONS)
+    return training.make_update(grad_fn, tx)
+
+
+RULES = ("BP", "IL", "SeqIL", "iPC")
+
+
+def _train(update, tx, poison=None, leave_out=()):
+    """8 iterations, `poison` in the batch BAD; leaves out some."""
+    params = NETWORK.init(jax.random.key(0), jnp.ones((1, 6)))
+    opt_state = tx.init(params)
+    update = jax.jit(update, donate_argnums=(0, 1))
+    states = []
+    for index in range(8):
+        if index in leave_out:
+            continue
+        rows = slice(index * BATCH, (index + 1) * BATCH)
+        inputs = jnp.asarray(IMAGES[rows] / 255, jnp.float32)
+        if index == BAD and poison is not None:
+            inputs = inputs.at[2, 1].set(poison)
+        targets = jax.nn.one_hot(LABELS[rows], 4)
+        params, opt_state, (_, info) = update(params, opt_state, inputs, targets)
+        states.append(jax.tree.map(np.asarray, (params, opt_state)))
+    return states, info
+
+
+def _assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def _close(left, right):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), left, right
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stop_keeps_the_state_before_the_failure(name, rule, poison, faults):
+    plain, guarded = OPTIMIZERS[name](), finite.guard(OPTIMIZERS[name]())
+    before = _train(_iterate(rule, plain), plain)[0][BAD - 1]
+    states, _ = _train(_iterate(rule, guarded), guarded, poison)
+    params, opt_state = states[-1]
+    # The steps of one iteration of iPC are counted, and those before its failure taken.
+    per_iteration = 3 if rule == "iPC" else 1
+    first = int(opt_state.first_refused)
+    assert first // per_iteration == BAD
+    assert opt_state.count == first
+    assert opt_state.refused == 8 * per_iteration - first
+    if first == BAD * per_iteration:
+        _close(params, before[0])
+        _close(opt_state.inner_state, before[1])
+    _assert_equal(params, states[BAD][0])
+    _assert_equal(opt_state.inner_state, states[BAD][1].inner_state)
+    with pytest.raises(finite.NonFiniteError, match=f"step {first} was refused") as e:
+        finite.raise_if_refused(opt_state)
+    assert e.value.step == first
+    faults.report("a batch whose gradient is not finite: stop", 1, 1, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("guard", ["guard", "optax"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_skip_goes_on_as_if_the_batch_had_not_been(name, rule, guard, faults):
+    plain = OPTIMIZERS[name]()
+    if guard == "optax":
+        tx = optax.apply_if_finite(OPTIMIZERS[name](), 10)
+    else:
+        tx = finite.guard(OPTIMIZERS[name](), "skip")
+    expected = _train(_iterate(rule, plain), plain, leave_out=(BAD,))[0][-1]
+    params, opt_state = _train(_iterate(rule, tx), tx, np.nan)[0][-1]
+    _close(params, expected[0])
+    _close(opt_state.inner_state, expected[1])
+    faults.report("a batch whose gradient is not finite: skip", 1, 1, 1)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_guard_changes_nothing_as_long_as_all_is_finite(name, on_nonfinite):
+    tx = OPTIMIZERS[name]()
+    guarded = finite.guard(OPTIMIZERS[name](), on_nonfinite)
+    expected = _train(_iterate("SeqIL", tx), tx)[0][-1]
+    params, opt_state = _train(_iterate("SeqIL", guarded), guarded)[0][-1]
+    _close(params, expected[0])
+    _close(opt_state.inner_state, expected[1])
+    assert opt_state.count == 8
+    assert opt_state.refused == 0
+    finite.raise_if_refused(opt_state)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_update_and_step_agree(on_nonfinite):
+    """As an optax transform in a user's loop, and as the step of `make_update`."""
+    tx = finite.guard(pcjax.mq(1e-2), on_nonfinite)
+    params = {"w": jnp.linspace(-1, 1, 24).reshape(4, 6)}
+    left = right = (params, tx.init(params))
+    for index in range(4):
+        gradients = {"w": params["w"] * (index + 1)}
+        if index == 1:
+            gradients["w"] = gradients["w"].at[0, 0].set(jnp.nan)
+        left = jax.jit(tx.step)(gradients, left[1], left[0])
+        updates, state = jax.jit(tx.update)(gradients, right[1], right[0])
+        right = optax.apply_updates(right[0], updates), state
+    _close(left, right)
+    assert left[1].refused == (3 if on_nonfinite == "stop" else 1)
+
+
+def test_networks_side_by_side_are_guarded_one_by_one():
+    tx = finite.guard(pcjax.mq(1e-2))
+    update = _iterate("SeqIL", tx)
+    epoch = training.make_epoch(update, training.classification(4), BATCH)
+    data = training.device_data(IMAGES, LABELS, 4)
+
+    def init(key):
+        return training.init_state(NETWORK, tx, key, jnp.ones((1, 6)))
+
+    states = jax.vmap(init)(jax.random.split(jax.random.key(1), 3))
+    params = jax.tree.map(lambda x: x.at[1].mul(1e30), states.params)
+    states = states._replace(params=params)
+    trained, metrics = jax.jit(jax.vmap(epoch, in_axes=(0, None)))(states, data)
+    np.testing.assert_array_equal(trained.opt_state.first_refused, [-1, 0, -1])
+    alone, _ = jax.jit(epoch)(jax.tree.map(lambda x: x[2], states), data)
+    _close(jax.tree.map(lambda x: x[2], trained.params), alone.params)
+    _assert_equal(
+        jax.tree.map(lambda x: x[1], trained.params),
+        jax.tree.map(lambda x: x[1], states.params),
+    )
+    assert metrics.rising.shape == (3, 8)
+    assert np.all(metrics.rising[1] == 1)
+    with pytest.raises(finite.NonFiniteError, match="step 0"):
+        finite.raise_if_refused(trained.opt_state)
+
+
+def test_raise_if_refused_wants_a_guard():
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match="holds no GuardState; wrap the optimizer"):
+        finite.raise_if_refused(optax.adam(1e-3).init(params))
+    with pytest.raises(ValueError, match="must be 'stop' or 'skip', got 'ignore'"):
+        finite.guard(optax.adam(1e-3), "ignore")
+
+
+def test_rising_energy_is_visible():
+    params = NETWORK.init(jax.random.key(0), jnp.ones((1, 6)))
+    inputs = jnp.asarray(IMAGES[:BATCH] / 255, jnp.float32)
+    targets = jax.nn.one_hot(LABELS[:BATCH], 4)
+    for step_size, least, most in ((0.05, 0, 0), (50.0, 0.5, 1), (1e30, 0.5, 1)):
+        grad_fn = pcjax.value_and_grad(
+            NETWORK, pcjax.simultaneous(6, step_size), **OPTIONS
+        )
+        (_, info), _ = grad_fn(params, inputs, targets)
+        assert info.rising.shape == (BATCH,)
+        assert least <= np.mean(info.rising) <= most
+
+
+# Diagnosis
+
+
+def _problem():
+    params = NETWORK.init(jax.random.key(0), jnp.ones((1, 6)))
+    inputs = jnp.asarray(IMAGES[:BATCH] / 255, jnp.float32)
+    return params, inputs, jax.nn.one_hot(LABELS[:BATCH], 4)
+
+
+def _poison(params, layer, value=jnp.nan):
+    layers = list(params)
+    kernel = layers[layer]["kernel"]
+    layers[layer] = {**layers[layer], "kernel": kernel.at[0, 0].set(value)}
+    return tuple(layers)
+
+
+METHODS = {"BP": None, "IL": SIMULTANEOUS, "SeqIL": SEQUENTIAL}
+
+
+def _diagnose(rule, params, inputs, targets, **options):
+    move = rule == "iPC"
+    method = SIMULTANEOUS if move else METHODS[rule]
+    return diagnosis.diagnose(
+        NETWORK, method, params, inputs, targets, weights_move=move, **options
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_finite_has_no_diagnosis(rule):
+    tx = pcjax.mq(1e-2)
+    params, inputs, targets = _problem()
+    state = tx.init(params)
+    options = {**OPTIONS, "tx": tx, "opt_state": state}
+    assert _diagnose(rule, params, inputs, targets, **options) is None
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_parameters_inputs_and_targets_come_first(rule):
+    params, inputs, targets = _problem()
+    tx = optax.sgd(0.1)
+    options = {**OPTIONS, "tx": tx, "opt_state": tx.init(params)}
+    found = _diagnose(rule, _poison(params, 1), inputs, targets, **options)
+    assert found == ("parameter", (1,), None, ("[1]['kernel']",))
+    found = _diagnose(rule, params, inputs.at[0, 0].set(np.inf), targets, **options)
+    assert str(found) == "input not finite"
+    found = _diagnose(rule, params, inputs, targets.at[0, 0].set(np.nan), **options)
+    assert found.quantity == "target"
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_an_activity_that_overflows_is_named(rule, layer):
+    """h_{l+1} overflows first where theta_l is too large, by the forward pass."""
+    params, inputs, targets = _problem()
+    layers = [jax.tree.map(jnp.ones_like, theta) for theta in params]
+    # Finite, but not the sum of them.
+    layers[layer] = jax.tree.map(lambda x: jnp.full_like(x, 3e38), layers[layer])
+    found = _diagnose(
+        rule, tuple(layers), inputs + 1, targets, **OPTIONS, **_sgd(params)
+    )
+    assert found.quantity == "activity"
+    assert found.iteration == 0
+    assert found.layers[0] == layer + 1
+    assert str(found).startswith(f"activity of layer{'s' * (len(found.layers) > 1)} ")
+    assert "in the feed-forward pass" in str(found)
+
+
+def _sgd(params):
+    tx = optax.sgd(0.1)
+    return {"tx": tx, "opt_state": tx.init(params)}
+
+
+def test_divergence_of_inference_is_named_by_layer_and_iteration():
+    params, inputs, targets = _problem()
+    # One step of 1e25 takes h_2 far away; in the next, squares of it overflow nowhere,
+    # but its product with the weights and the step size does.
+    for method, expected in (
+        (pcjax.simultaneous(4, 1e25), ("activity", 2)),
+        (pcjax.sequential(4, 1e25), ("activity", 1)),
+    ):
+        found = diagnosis.diagnose(NETWORK, method, params, inputs, targets, **OPTIONS)
+        trace = pcjax.infer(
+            NETWORK, method, params, inputs, targets, **OPTIONS, trace=lambda s: s
+        ).trace
+        assert (found.quantity, found.iteration) == expected
+        for index, h in enumerate(trace.activities[1:-1]):
+            bad = not np.all(np.isfinite(h[found.iteration]))
+            assert bad == (index + 1 in found.layers)
+            assert np.all(np.isfinite(h[: found.iteration]))
+
+
+def test_a_gradient_too_large_for_its_square_is_named():
+    params, inputs, targets = _problem()
+    found = diagnosis.diagnose(
+        NETWORK, None, params, inputs * 1e25, targets, output=pcjax.softmax
+    )
+    assert found.quantity == "gradient"
+    assert found.layers[0] == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_statistic_of_the_optimizer_is_named(rule):
+    params, inputs, targets = _problem()
+    tx = pcjax.mq(1e-2)
+    state = tx.init(params)
+    state = (state[0]._replace(v=state[0].v.at[1].set(jnp.nan)), *state[1:])
+    options = {**OPTIONS, "tx": tx, "opt_state": state}
+    found = _diagnose(rule, params, inputs, targets, **options)
+    assert found.quantity == "optimizer state"
+    assert found.leaves == ("[0].v",)
+    assert str(found).startswith("optimizer state at [0].v not finite")
+
+
+def test_a_gradient_within_incremental_inference_is_named():
+    params, inputs, targets = _problem()
+    tx = optax.sgd(1e30)  # the first step of the weights makes the second overflow
+    found = _diagnose(
+        "iPC", params, inputs, targets, **OPTIONS, tx=tx, opt_state=tx.init(params)
+    )
+    assert found.quantity == "gradient"
+    assert found.iteration == 3
+    assert found.layers == (1, 2)
+    shorter = diagnosis.diagnose(
+        NETWORK,
+        pcjax.simultaneous(2, 0.1),
+        params,
+        inputs,
+        targets,
+        **OPTIONS,
+        tx=tx,
+        opt_state=tx.init(params),
+        weights_move=True,
+    )
+    assert shorter is None
+
+
+def test_diagnosis_of_moving_weights_needs_an_optimizer():
+    params, inputs, targets = _problem()
+    with pytest.raises(ValueError, match="weights_move needs the method and tx"):
+        _diagnose("iPC", params, inputs, targets)
