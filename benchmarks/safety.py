@@ -151,8 +151,8 @@ def show(rows: list[dict], found: dict) -> None:
     console.print(table)
     console.print(
         f"A checkpoint of {found['checkpoint_bytes'] / 1e6:.0f} MB after every epoch "
-        f"of {found['seconds_per_epoch']:.1f} s: {found['ratio_median']:.3f} x the time "
-        f"without (minimum {found['ratio_min']:.3f}); `save` holds training for "
+        f"of {found['seconds_per_epoch']:.1f} s: {found['ratio_median']:.3f} x the "
+        f"time without (minimum {found['ratio_min']:.3f}); `save` holds training for "
         f"{1e3 * found['seconds_held_by_save']:.0f} ms."
     )
 

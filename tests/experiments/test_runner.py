@@ -20,7 +20,7 @@ from experiments.harness import Run
 from experiments.methods import Hyper, select
 from experiments.settings import settings
 from experiments.tasks import make_task
-from pcjax import training
+from pcjax import finite, training
 
 ROOT = Path(__file__).parents[2]
 SMALL = dataclasses.replace(settings("mlp", "digits"), hidden=(16, 16))
@@ -79,6 +79,44 @@ def test_a_diverged_run_is_reported_and_disturbs_no_other(task):
         record, single = trainer.epoch(), alone.epoch()
     assert np.isnan(record.train_loss[1])
     assert record.train_loss[0] == pytest.approx(single.train_loss[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["BP", "SeqIL", "IL-MQ", "iPC"])
+def test_a_diverging_run_stops_and_says_why(task, name):
+    (method,) = select([name])
+    keys = jax.random.split(jax.random.key(0), 2)
+    usual = method.hyper(SMALL)
+    hyper = Hyper([usual.learning_rate, 1e25], [usual.step_size, 1e8])
+    trainer = runner.Trainer(method, task, SMALL, hyper, keys, on_nonfinite="stop")
+    with pytest.raises(finite.NonFiniteError) as error:
+        trainer.epoch()
+    message = str(error.value)
+    assert message.startswith(f"{name}, run 2 of 2, epoch 1, training iteration ")
+    assert error.value.found.quantity in ("activity", "error", "gradient")
+    assert str(error.value.found) in message
+    assert "--on-nonfinite skip" in message
+    weights = jax.tree.leaves(trainer._state.params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in weights)
+
+
+def test_a_step_that_is_not_finite_can_be_left_out(task, tmp_path):
+    def prepare(images, labels):
+        inputs, targets = task.prepare(images, labels)
+        # A single image of the training set is poisoned.
+        poisoned = jnp.all(images == task.train.images[7:8], axis=(1, 2, 3))
+        poisoned = poisoned.reshape(-1, *[1] * (inputs.ndim - 1))
+        return jnp.where(poisoned, jnp.nan, inputs), targets
+
+    methods = select(["SeqIL-MQ", "iPC"])
+    keys = jax.random.split(jax.random.key(0), 2)
+    poisoned = task._replace(prepare=prepare)
+    arguments = Run(tmp_path, {}), "part", poisoned, methods, SMALL, keys
+    trained = runner.train_methods(*arguments, epochs=4, on_nonfinite="skip")
+    # 256 of 260 images are trained on in an epoch; iPC makes five steps of each batch.
+    for name, steps in (("SeqIL-MQ", 1), ("iPC", 5)):
+        refused = np.array(trained[name]["refused_steps"])
+        assert np.all((refused >= 3 * steps) & (refused <= 4 * steps))
+        assert np.all(np.array(trained[name]["test"]["top1"])[-1] > 0.5)
 
 
 def test_a_trainer_goes_on_from_its_checkpoint(task, tmp_path, monkeypatch):
