@@ -149,7 +149,7 @@ class Trainer:
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - started
         self._raise_if_refused()
-        energy, loss, rising = (np.asarray(metric).mean(1) for metric in metrics)
+        energy, loss, rising = (self._mean(np.asarray(metric)) for metric in metrics)
         measured: dict[str, Any] = {"test": None, "validation": None}
         for name, evaluate in self._evaluate.items():
             values = jax.device_get(evaluate(self._state, getattr(self._task, name)))
@@ -174,6 +174,13 @@ class Trainer:
         if self._on_nonfinite is None:
             return None
         return np.asarray(self._state.opt_state.refused).tolist()
+
+    def _mean(self, metric: np.ndarray) -> np.ndarray:
+        """The mean [runs] over steps, of which those left out are not counted."""
+        if self._on_nonfinite != "skip":
+            return metric.mean(1)
+        kept = np.isfinite(metric)
+        return np.where(kept, metric, 0).sum(1) / np.maximum(kept.sum(1), 1)
 
     def _optimizer_state(self, state: training.TrainState) -> Any:
         """The optimizer's own state, without that of the guard."""
