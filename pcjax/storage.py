@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from pcjax.leaves import Leaf
 # Part of every name of what is not whole; Orbax adds to it for its own purposes.
 UNFINISHED = ".unfinished"
 _DIGESTS = "digests.json"
+# Orbax's calls on several threads of a process mix up their folders and event loops.
+_ONE_AT_A_TIME = threading.Lock()
 _FORMAT = 1
 
 
@@ -160,14 +163,10 @@ def _checkpointer() -> Iterator[Any]:
     logger = logging.getLogger("absl")
     logger.addFilter(others)
     try:
-        with ocp.Checkpointer(
-            # Without the OCDBT database a file per array is written and never read
-            # back; with it, saves now and then miss a file they have just written.
-            ocp.CompositeCheckpointHandler(
-                state=ocp.PyTreeCheckpointHandler(use_ocdbt=False),
-                manifest=ocp.JsonCheckpointHandler(),
-            )
-        ) as checkpointer:
+        with (
+            _ONE_AT_A_TIME,
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
+        ):
             yield checkpointer
     finally:
         logger.removeFilter(others)

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, and what happens when something breaks."""
 
+import concurrent.futures
 import json
 import os
 import random
@@ -311,6 +312,20 @@ def test_it_is_quiet_leaves_no_thread_and_does_not_slow_the_import(tmp_path):
         print([thread.name for thread in threading.enumerate()])
     """
     assert _output(code, str(tmp_path)) == "False False\n['MainThread']\n"
+
+
+def test_several_runs_of_a_process_save_at_once(tmp_path):
+    def save(folder):
+        with Checkpoints(folder) as checkpoints:
+            for step in range(1, 16):
+                checkpoints.save(step, _state(step))
+
+    folders = [tmp_path / str(index) for index in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        list(pool.map(save, folders))
+    for folder in folders:
+        with Checkpoints(folder) as checkpoints:
+            _assert_same(checkpoints.restore(_state(0)).state, _state(15))
 
 
 # Checkpoints of something else

@@ -298,9 +298,9 @@ def test_epochs_split_the_work_and_keep_state_where_it_lies(layout, at_once):
     assert hlo.count(compiled).flops * 8 == flops
     if layout != "batch x model":
         count, own = 40 // 16, 4 // 2 if seeds else 1
-        arrays = count * (ARRAYS + 2)  # and the means of energy and loss
+        arrays = count * (ARRAYS + 3)  # and the means of EpochMetrics
         calls = count if at_once else arrays
-        expected = calls, arrays, 4 * count * own * (NUMBERS + 2)
+        expected = calls, arrays, 4 * count * own * (NUMBERS + 3)
         assert hlo.collectives(compiled) == {"all-reduce": expected}
     for _ in range(2):
         state, metrics = epoch(state, data)

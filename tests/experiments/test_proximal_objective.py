@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import pcjax
-from experiments import proximal_methods, proximal_objective
+from experiments import methods, proximal_methods, proximal_objective
 from experiments.harness import Run
 from experiments.proximal_objective import BETAS, Config, along_inference, summary
 from experiments.rank_one import normalised_steps, optimizer_steps, own_updates
@@ -147,9 +147,8 @@ def test_the_authors_normalised_training_step(x64):
     case = dense_case(batch=6, activation=jax.nn.relu, dtype=jnp.float64)
     found = settings("mlp", "digits")
     found = dataclasses.replace(found, il_num_steps=2, il_step_size=0.3)
-    update = proximal_methods.normalised(
-        case.network, pcjax.softmax, optax.sgd(0.5), found, found.il_step_size
-    )
+    recipe = methods.NORMALISED.rule(found, found.il_step_size)
+    update = recipe.update(case.network, pcjax.softmax, optax.sgd(0.5))
     opt_state = optax.sgd(0.5).init(case.params)
     updated, _, _ = update(case.params, opt_state, case.inputs, case.targets)
     moves = [lambda layer, slope, h: -0.3 * slope] * 2
@@ -174,12 +173,13 @@ def test_training_takes_every_image_of_an_epoch_once(x64):
         prepare=lambda images, labels: (images.astype(float), labels),
     )
 
-    def rule(network, output, tx, settings, step_size):
-        def update(params, opt_state, inputs, labels):
-            count, seen = opt_state
-            return params, (count + 1, seen.at[count].set(labels)), None
+    class Notes(methods.Recipe):
+        def update(self, network, output, tx):
+            def update(params, opt_state, inputs, labels):
+                count, seen = opt_state
+                return params, (count + 1, seen.at[count].set(labels)), None
 
-        return update
+            return update
 
     def optimizer(rate, settings):
         def init(params):
@@ -189,7 +189,7 @@ def test_training_takes_every_image_of_an_epoch_once(x64):
 
     method = proximal_methods.KINDS["IL"].method
     kind = proximal_methods.KINDS["IL"]._replace(
-        method=method._replace(rule=rule, optimizer=optimizer)
+        method=method._replace(rule=lambda *_: Notes(None), optimizer=optimizer)
     )
     found = dataclasses.replace(settings("mlp", "digits"), batch_size=2)
     _, (count, seen) = proximal_methods.train(kind, task, found, 7, jax.random.key(0))
