@@ -43,6 +43,11 @@ class Recipe(NamedTuple):
     clamps: dict[str, Any] = {}  # noqa: RUF012
     weights_move: bool = False
 
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer in a training iteration."""
+        return self.inference.num_steps if self.weights_move and self.inference else 1
+
     def update(
         self,
         network: pcjax.Network,

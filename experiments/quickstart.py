@@ -25,6 +25,7 @@ from experiments import data, methods, report, runner
 from experiments.harness import command, plain, write_json
 from experiments.settings import Settings, settings
 from experiments.tasks import make_task
+from pcjax.finite import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,14 @@ def main(config: Config) -> None:
             trainers.append(
                 runner.Trainer(method, task, found, hyper, keys, on_nonfinite="stop")
             )
-        for trainer, record in runner.train(trainers, found.epochs):
-            live.update(trainer, record)
-            if trainer is trainers[-1]:
-                summary = summarise(trainers, config, found)
-                write_json(config.out / "summary.json", plain(summary))
+        try:
+            for trainer, record in runner.train(trainers, found.epochs):
+                live.update(trainer, record)
+                if trainer is trainers[-1]:
+                    summary = summarise(trainers, config, found)
+                    write_json(config.out / "summary.json", plain(summary))
+        except NonFiniteError as error:
+            raise SystemExit(str(error)) from error
     plot(summary, config.out / "curves.png")
     print_table(summary, config.out)
 

@@ -180,7 +180,8 @@ class Trainer:
         if self._on_nonfinite != "skip":
             return metric.mean(1)
         kept = np.isfinite(metric)
-        return np.where(kept, metric, 0).sum(1) / np.maximum(kept.sum(1), 1)
+        total, count = np.where(kept, metric, 0).sum(1), kept.sum(1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def _optimizer_state(self, state: training.TrainState) -> Any:
         """The optimizer's own state, without that of the guard."""
@@ -198,10 +199,11 @@ class Trainer:
         state, hyper = jax.tree.map(lambda x: x[run], (self._state, self._hyper))
         task, step = self._task, int(firsts[run])
         total = len(task.train.images)
-        epoch, iteration = divmod(step, total // self._batch_size)
+        recipe = self._method.rule(self._settings, hyper.step_size)
+        epoch, iteration = divmod(step // recipe.steps, total // self._batch_size)
         batches = training.epoch_batches(state.key, epoch, total, self._batch_size)
         rows = jax.tree.map(lambda x: x[batches[iteration]], task.train)
-        found = self._method.rule(self._settings, hyper.step_size).diagnose(
+        found = recipe.diagnose(
             task.network,
             task.output,
             self._method.optimizer(hyper.learning_rate, self._settings),
@@ -212,8 +214,7 @@ class Trainer:
             f"{self.name}, run {run + 1} of {len(firsts)}, epoch {epoch + 1}, training "
             f"iteration {iteration + 1} (step {step}): "
             f"{found or 'the gradient is not finite'}. Nothing of it went into the "
-            "weights. Lower the learning rate or the step size, or leave such steps "
-            "out with --on-nonfinite skip.",
+            "weights. Lower the learning rate or the step size.",
             step,
             found,
         )

@@ -94,12 +94,13 @@ def test_a_diverging_run_stops_and_says_why(task, name):
     assert message.startswith(f"{name}, run 2 of 2, epoch 1, training iteration ")
     assert error.value.found.quantity in ("activity", "error", "gradient")
     assert str(error.value.found) in message
-    assert "--on-nonfinite skip" in message
     weights = jax.tree.leaves(trainer._state.params)
     assert all(np.all(np.isfinite(leaf)) for leaf in weights)
 
 
-def test_a_step_that_is_not_finite_can_be_left_out(task, tmp_path):
+def _poisoned(task):
+    """The task with a NaN in one image of the training set, the eighth."""
+
     def prepare(images, labels):
         inputs, targets = task.prepare(images, labels)
         # A single image of the training set is poisoned.
@@ -107,10 +108,27 @@ def test_a_step_that_is_not_finite_can_be_left_out(task, tmp_path):
         poisoned = poisoned.reshape(-1, *[1] * (inputs.ndim - 1))
         return jnp.where(poisoned, jnp.nan, inputs), targets
 
+    return task._replace(prepare=prepare)
+
+
+@pytest.mark.parametrize("name", ["BP-Adam", "SeqIL-MQ", "iPC"])
+def test_the_batch_that_fails_is_found_again(task, name):
+    (method,) = select([name])
+    keys = jax.random.split(jax.random.key(0), 1)
+    trainer = runner.Trainer(
+        method, _poisoned(task), SMALL, method.hyper(SMALL), keys, on_nonfinite="stop"
+    )
+    order = training.epoch_batches(trainer._state.key[0], 0, 260, 32)
+    [bad] = np.flatnonzero(np.any(np.asarray(order) == 7, axis=1))
+    with pytest.raises(finite.NonFiniteError, match=rf"iteration {bad + 1} ") as error:
+        trainer.epoch()
+    assert error.value.found.quantity == "input"
+
+
+def test_a_step_that_is_not_finite_can_be_left_out(task, tmp_path):
     methods = select(["SeqIL-MQ", "iPC"])
     keys = jax.random.split(jax.random.key(0), 2)
-    poisoned = task._replace(prepare=prepare)
-    arguments = Run(tmp_path, {}), "part", poisoned, methods, SMALL, keys
+    arguments = Run(tmp_path, {}), "part", _poisoned(task), methods, SMALL, keys
     trained = runner.train_methods(*arguments, epochs=4, on_nonfinite="skip")
     # 256 of 260 images are trained on in an epoch; iPC makes five steps of each batch.
     for name, steps in (("SeqIL-MQ", 1), ("iPC", 5)):
