@@ -1,10 +1,13 @@
 """Small networks with data, and inference as a plain loop over `jax.grad`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,6 +23,25 @@ quick_jit = partial(
         "xla_cpu_use_fusion_emitters": False,
     },
 )
+
+_compiled: list[str] = []
+
+
+def _note(event: str, seconds: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+@contextmanager
+def compilations(expected: int) -> Iterator[None]:
+    """Fails unless XLA compiles as many programs as expected inside the block."""
+    before = len(_compiled)
+    yield
+    assert len(_compiled) - before == expected
+
 
 METHODS = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}
 OUTPUTS = {
