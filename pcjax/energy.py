@@ -9,9 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pcjax.checks import check_non_negative
-from pcjax.networks import Network, Params, check_float, check_inputs, explain
+from pcjax.checks import check_non_negative, check_real
+from pcjax.networks import (
+    Network,
+    Params,
+    check_float,
+    check_inputs,
+    check_params,
+    check_sequence,
+    explain,
+)
 from pcjax.outputs import Output, identity
 
 # A number, one value per layer, [layers, B], or a function
@@ -40,8 +49,8 @@ def prediction_errors(
       `(e_1, ..., e_L)`, each shaped like its activity.
 
     Raises:
-      TypeError: if the activities are not floats.
-      ValueError: if they do not fit the network.
+      TypeError: if activities or parameters are not floats.
+      ValueError: if they do not fit the network, or there is no example.
     """
     predictions = _predict(network, params, activities, "prediction_errors")
     return errors_of(activities, predictions, output)
@@ -85,9 +94,9 @@ def free_energy(
       [B], in nats for the softmax and sigmoid outputs.
 
     Raises:
-      TypeError: if the activities are not floats.
-      ValueError: if they do not fit the network, or weights are of a
-        wrong number or negative (those of a function may be: see `theorem1`).
+      TypeError: if activities or parameters are not floats, or weights not real.
+      ValueError: if they do not fit the network, there is no example, or weights are
+        of a wrong number or negative (those of a function may be: see `theorem1`).
     """
     layers = free_energy_per_layer(
         network, params, activities, output=output, gamma=gamma, decay=decay
@@ -196,7 +205,7 @@ def _squared_norm(values: jax.Array) -> jax.Array:
 
 
 def _is_scalar(value: Weights) -> bool:
-    return not isinstance(value, list | tuple) and jnp.ndim(value) == 0
+    return not isinstance(value, list | tuple) and np.ndim(value) == 0
 
 
 def _per_layer(
@@ -204,8 +213,8 @@ def _per_layer(
 ) -> list[jax.Array | float]:
     """One weight per layer, each a number or [B]; negative only if `signed`."""
     check = value if isinstance(value, list | tuple) else [value]
-    for entry in () if signed else check:
-        check_non_negative("free_energy", name, entry)
+    for entry in check:
+        (check_real if signed else check_non_negative)("free_energy", name, entry)
     if _is_scalar(value):
         return [value] * count
     batch = activities[0].shape[0]
@@ -227,6 +236,8 @@ def _predict(
 ) -> list[jax.Array]:
     """`[p_1, ..., p_L]` from the activities, checked against them."""
     count = len(network.layers)
+    check_sequence(function, "activities", activities)
+    check_sequence(function, "params", params)
     if len(activities) != count + 1 or len(params) != count:
         raise ValueError(
             f"{function}: a network of {count} layers has {count + 1} activities and "
@@ -246,4 +257,5 @@ def _predict(
                 f"activities[{index + 1}] has shape {above.shape}."
             )
         predictions.append(prediction)
+    check_params(function, network, params, activities[0])
     return predictions

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcjax.checks import check_batch
+from pcjax.checks import check_batch, check_transform
 from pcjax.energy import Weights
 from pcjax.finite import descend
 from pcjax.kernel import (
@@ -55,7 +55,11 @@ def incremental(
       `update(params, opt_state, inputs, targets) -> (params, opt_state, (energy,
       info))`. The energy is that of the state before the last iteration's steps; the
       others are as in `value_and_grad`, whose errors it raises.
+
+    Raises:
+      TypeError: if `tx` is no optax transform.
     """
+    check_transform("incremental", "tx", tx)
     problem = Problem(network, output, clamp, gamma, decay)
 
     def update(params, opt_state, inputs, targets):

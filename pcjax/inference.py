@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from pcjax.checks import check_batch, check_non_negative
+from pcjax.checks import check_batch, check_non_negative, check_transform
 from pcjax.energy import Weights
 from pcjax.kernel import Inference, InferenceState, Method, Problem, run
 from pcjax.networks import Network, Params
@@ -69,6 +70,7 @@ def sequential(
     Raises:
       ValueError: if T < 1, the step size is negative, or not exactly one of
         `step_size` and `optimizer` is given.
+      TypeError: if the step size is not real, or the optimizer is no transform.
     """
     init, move = _mover("sequential", num_steps, step_size, optimizer)
 
@@ -96,6 +98,7 @@ def _mover(function, num_steps, step_size, optimizer):
             f"step_size={step_size} and optimizer={optimizer}."
         )
     if optimizer is not None:
+        check_transform(function, "optimizer", optimizer)
         # One optimizer state per example, so that no example sees another.
 
         def init(hidden):
@@ -108,10 +111,10 @@ def _mover(function, num_steps, step_size, optimizer):
         return init, move
 
     if not callable(step_size):
-        if jnp.ndim(step_size):
+        if np.ndim(step_size):
             raise ValueError(
                 f"{function}: step_size must be a number or a schedule, got an array "
-                f"of shape {jnp.shape(step_size)}."
+                f"of shape {np.shape(step_size)}."
             )
         check_non_negative(function, "step_size", step_size)
 
@@ -162,7 +165,7 @@ def infer(
       Initial and final state, and the trace.
 
     Raises:
-      TypeError: if inputs or targets are not floats.
+      TypeError: if inputs, targets or parameters are not floats, or weights not real.
       ValueError: if parameters, inputs and targets do not fit the network, the
         batch is empty, or weights are negative.
     """

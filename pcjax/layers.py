@@ -2,11 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
+from pcjax.checks import check_count, is_int
 from pcjax.networks import Activation, Layer, Network, Params, linear
 from pcjax.precision import Bilinear, Product, convolution, matmul, plain, rounded
 
@@ -15,6 +16,11 @@ def uniform_fan_in(
     key: jax.Array, shape: Sequence[int], fan_in: int, dtype: Any
 ) -> jax.Array:
     """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the reference initialisation."""
+    if fan_in < 1:
+        raise ValueError(
+            f"weights of shape {tuple(shape)} multiply nothing; expected one input "
+            "feature or more."
+        )
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -40,7 +46,14 @@ def dense(
     Returns:
       A layer with parameters `{"kernel": [in, features], "bias": [features]}`;
       `apply` flattens its input to [B, in].
+
+    Raises:
+      TypeError: if `product_dtype` is no float dtype.
+      ValueError: if a size is no int >= 1, or the range of `product_dtype` is narrow.
     """
+    check_count("dense", "features", features)
+    if in_features is not None:
+        check_count("dense", "in_features", in_features)
     product = _product(matmul, product_dtype)
 
     def init(key: jax.Array, inputs: jax.Array) -> Params:
@@ -85,7 +98,15 @@ def conv(
     Returns:
       A layer over [B, H, W, C] with parameters
       `{"kernel": [kh, kw, C, features], "bias": [features]}`.
+
+    Raises:
+      TypeError, ValueError: as `dense`, or if `kernel_size` or `strides` are not two
+        ints >= 1.
     """
+    check_count("conv", "features", features)
+    for name, sizes in (("kernel_size", kernel_size), ("strides", strides)):
+        if not _are_sizes(sizes) or len(sizes) != 2:
+            raise ValueError(f"conv: {name} must be two ints >= 1, got {sizes!r}.")
     product = _product(convolution(strides), product_dtype)
 
     def init(key: jax.Array, inputs: jax.Array) -> Params:
@@ -114,6 +135,10 @@ def conv(
         return activation(outputs + params["bias"][None, None, None]), anchor
 
     return _layer(init, near, linear, product_dtype)
+
+
+def _are_sizes(sizes: Any) -> bool:
+    return isinstance(sizes, Iterable) and all(is_int(n) and n >= 1 for n in sizes)
 
 
 def _product(bilinear: Bilinear, dtype: Any) -> Product:
@@ -148,12 +173,11 @@ def mlp(
       flattened.
 
     Raises:
-      ValueError: if there are fewer than two sizes, or one is not positive.
+      TypeError: if `product_dtype` is no float dtype.
+      ValueError: if there are fewer than two sizes, or one is no int >= 1.
     """
-    if len(sizes) < 2 or any(size < 1 for size in sizes):
-        raise ValueError(
-            f"mlp: expected two or more positive sizes, got {list(sizes)}."
-        )
+    if not _are_sizes(sizes) or len(sizes) < 2:
+        raise ValueError(f"mlp: expected two or more positive sizes, got {sizes!r}.")
     return Network(
         tuple(
             dense(
@@ -191,8 +215,13 @@ def convnet(
       A network of `len(features) + 1` layers over images [B, H, W, C].
 
     Raises:
-      ValueError: if the two lists differ in length.
+      TypeError: if `product_dtype` is no float dtype.
+      ValueError: if the two lists differ in length, or a size is no int >= 1.
     """
+    check_count("convnet", "num_classes", num_classes)
+    for name, sizes in (("features", features), ("kernel_sizes", kernel_sizes)):
+        if not _are_sizes(sizes):
+            raise ValueError(f"convnet: {name} must be ints >= 1, got {sizes!r}.")
     if len(features) != len(kernel_sizes):
         raise ValueError(
             f"convnet: {len(features)} features, but {len(kernel_sizes)} kernel sizes."
@@ -221,8 +250,14 @@ def autoencoder(
       A network whose logits [B, sizes[-1]] are meant for `pcjax.sigmoid`.
 
     Raises:
-      ValueError: if the first and the last size differ.
+      TypeError: if `product_dtype` is no float dtype.
+      ValueError: if the first and the last size differ, there are fewer than two, or
+        one is no int >= 1.
     """
+    if not _are_sizes(sizes) or len(sizes) < 2:
+        raise ValueError(
+            f"autoencoder: expected two or more positive sizes, got {sizes!r}."
+        )
     if sizes[0] != sizes[-1]:
         raise ValueError(
             f"autoencoder: the input has size {sizes[0]}, the reconstruction "

@@ -16,7 +16,7 @@ from pcjax.kernel import (
     run,
     state_energy,
 )
-from pcjax.networks import Network, Params
+from pcjax.networks import Network, Params, check_sequence
 from pcjax.outputs import Clamp, Output, full_clamp, identity
 
 
@@ -84,15 +84,17 @@ def local_gradients(
       gradient, as optax expects it.
 
     Raises:
-      ValueError: if the activities do not fit the network.
+      TypeError, ValueError: as `free_energy`.
     """
+    check_sequence("local_gradients", "params", params)
 
     def mean_energy(params):
         return jnp.mean(
             free_energy(network, params, activities, output=output, gamma=gamma)
         )
 
-    return jax.grad(mean_energy)(tuple(params))
+    # What is no float is refused by free_energy, which says where it is.
+    return jax.grad(mean_energy, allow_int=True)(tuple(params))
 
 
 def value_and_grad(

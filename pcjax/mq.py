@@ -271,7 +271,8 @@ def _check_number(
     name: str, value: Any, expected: str, is_valid: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     """Refuses what is no single number, or not as `expected`."""
-    if isinstance(value, Sequence) or np.ndim(value) > 0:
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    if several or np.ndim(value) > 0:
         raise ValueError(
             f"scale_by_mq: {name} must be a single number, got {value}; only "
             "learning_rate may hold one value per layer."

@@ -8,10 +8,12 @@ layers built here, a flax module, a residual block, a user's own function.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pcjax.precision import Anchor
 
@@ -19,6 +21,12 @@ Params = Any  # the pytree of one layer's parameters
 Activation = Callable[[jax.Array], jax.Array]
 # (params, inputs, anchor or None) -> (predictions, anchor)
 Near = Callable[[Params, jax.Array, Anchor | None], tuple[jax.Array, Anchor | None]]
+
+
+_HINT = (
+    " Scale images to floats first, and turn class labels into targets with "
+    "jax.nn.one_hot."
+)
 
 
 def linear(x: jax.Array) -> jax.Array:
@@ -74,12 +82,12 @@ class Network(NamedTuple):
 
         Raises:
           TypeError: if the inputs are not floats.
-          ValueError: if there are no layers or no batch, or a layer does not accept
-            what the one below predicts.
+          ValueError: if there are no layers, no batch or no example in it, or a layer
+            does not accept what the one below predicts.
         """
         params: list[Params] = []
+        check_inputs("network.init", self, inputs)
         shape = jax.eval_shape(lambda x: x, inputs)
-        check_inputs("network.init", self, shape)
         for index, layer in enumerate(self.layers):
             layer_key = jax.random.fold_in(key, index)
             # Layers may look at shapes only, so zeros stand for the activity.
@@ -110,22 +118,24 @@ def feedforward(
       `(p_1, ..., p_L)`, the last one being the output logits.
 
     Raises:
-      TypeError: if the inputs are not floats.
-      ValueError: if the parameters are of another network, or a layer does not
-        accept what the one below predicts.
+      TypeError: if inputs or parameters are not floats.
+      ValueError: if the batch is empty, the parameters are of another network, or a
+        layer does not accept what the one below predicts.
     """
     check_inputs("feedforward", network, inputs)
+    check_sequence("feedforward", "params", params)
     if len(params) != len(network.layers):
         raise ValueError(
             f"feedforward: the network has {len(network.layers)} layers, but params "
             f"holds {len(params)} entries."
         )
-    predictions = []
+    predictions, below = [], inputs
     for index, (layer, layer_params) in enumerate(
         zip(network.layers, params, strict=True)
     ):
-        inputs = explain(index, inputs, layer.apply, layer_params, inputs)
-        predictions.append(inputs)
+        below = explain(index, below, layer.apply, layer_params, below)
+        predictions.append(below)
+    check_params("feedforward", network, params, inputs)
     return tuple(predictions)
 
 
@@ -138,16 +148,75 @@ def check_inputs(function: str, network: Network, inputs: jax.Array) -> None:
         raise ValueError(
             f"{function}: inputs must be a batch [B, ...], got shape {inputs.shape}."
         )
+    if inputs.shape[0] == 0:
+        raise ValueError(
+            f"{function}: inputs must hold at least one example, got shape "
+            f"{inputs.shape}."
+        )
 
 
 def check_float(function: str, name: str, array: jax.Array) -> None:
-    """Refuses arrays that do not hold real floating-point numbers."""
+    """Refuses what is no array of real floating-point numbers."""
+    if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+        raise TypeError(
+            f"{function}: {name} must be an array of floats, got a "
+            f"{type(array).__name__}."
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{function}: {name} must be floats, got {array.dtype} of shape "
-            f"{array.shape}. Scale images to floats first, and turn class labels into "
-            "targets with jax.nn.one_hot."
+            f"{array.shape}." + ("" if name.startswith("params") else _HINT)
         )
+
+
+def check_sequence(function: str, name: str, value: Any) -> None:
+    """Refuses what cannot hold an entry per layer."""
+    if not isinstance(value, Sequence):
+        raise TypeError(
+            f"{function}: {name} must be a tuple or list, got a {type(value).__name__}."
+        )
+
+
+def check_params(
+    function: str, network: Network, params: Sequence[Params], inputs: jax.Array
+) -> None:
+    """Refuses parameters whose trees, shapes or kinds are not those of the network."""
+    key = Network(tuple(network.layers))
+    expected = _expected_params(key, tuple(inputs.shape), inputs.dtype)
+    if len(params) != len(expected):
+        raise ValueError(
+            f"{function}: the network has {len(expected)} layers, but params holds "
+            f"{len(params)} entries."
+        )
+    for index, (want, have) in enumerate(zip(expected, params, strict=True)):
+        wanted, held = (
+            {
+                jax.tree_util.keystr(path): leaf
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (want, have)
+        )
+        want_shapes, have_shapes = (
+            {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
+            for leaves in (wanted, held)
+        )
+        if want_shapes != have_shapes:
+            raise ValueError(
+                f"{function}: params of another network: layer {index} has parameters "
+                f"{want_shapes}, but params[{index}] holds {have_shapes}."
+            )
+        for path, leaf in wanted.items():
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                check_float(function, f"params[{index}]{path}", held[path])
+
+
+@lru_cache(maxsize=64)
+def _expected_params(
+    network: Network, shape: tuple[int, ...], dtype: Any
+) -> tuple[Params, ...]:
+    """The shapes `network.init` gives, worked out without computing anything."""
+    inputs = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(lambda x: network.init(jax.random.key(0), x), inputs)
 
 
 def explain(index: int, activity: jax.Array, function: Callable, *args) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from pcjax.checks import check_non_negative
@@ -88,8 +89,14 @@ def soft_clamp(gamma: Any) -> Clamp:
       A clamp.
 
     Raises:
-      ValueError: if `gamma` is negative.
+      TypeError: if `gamma` is not real.
+      ValueError: if it is negative or no single number.
     """
+    if np.ndim(gamma):
+        raise ValueError(
+            "soft_clamp: gamma must be a single number, got an array of shape "
+            f"{np.shape(gamma)}."
+        )
     check_non_negative("soft_clamp", "gamma", gamma)
 
     def clamp(targets: jax.Array, outputs: jax.Array, activity: jax.Array) -> jax.Array:

@@ -99,7 +99,11 @@ def rounded(bilinear: Bilinear, dtype: Any) -> Product:
       TypeError: if `dtype` is no float dtype.
       ValueError: if its range is narrower than float32's.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        is_float = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:  # no dtype at all
+        is_float = False
+    if not is_float:
         raise TypeError(f"product_dtype must be a float dtype, got {dtype}.")
     if jnp.finfo(dtype).minexp > jnp.finfo(jnp.float32).minexp:
         raise ValueError(

@@ -18,8 +18,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pcjax.checks import is_int
 from pcjax.training import Data, Prepare
 
 SEEDS, BATCH, MODEL = "seeds", "batch", "model"
@@ -52,8 +54,11 @@ def make_mesh(
       on CPUs and GPUs the devices keep their order, process by process.
 
     Raises:
-      ValueError: if the sizes are not those of the number of devices.
+      ValueError: if the sizes are not ints, or not those of the number of devices.
     """
+    for name, n in ((BATCH, batch), (SEEDS, seeds), (MODEL, model)):
+        if n is not None and not is_int(n):
+            raise ValueError(f"make_mesh: {name} must be an int >= 1, got {n!r}.")
     devices = jax.devices() if devices is None else list(devices)
     others = (seeds or 1) * (model or 1)
     size = len(devices) // others if batch is None else batch
@@ -180,11 +185,16 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
       The whole batch, split over the `batch` axis.
 
     Raises:
-      ValueError: if the examples cannot be divided among the devices.
+      ValueError: if an array has no axis of examples, or they cannot be divided among
+        the devices.
     """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
     def place(x):
+        if not np.ndim(x):
+            raise ValueError(
+                f"place_batch: expected arrays [B, ...], got the scalar {x!r}."
+            )
         own = mesh.local_mesh  # the devices of this process
         _check_divisible("place_batch", "a batch", len(x), own, BATCH)
         return jax.make_array_from_process_local_data(sharding, x)

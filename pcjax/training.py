@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pcjax.checks import check_count, check_transform, is_int
 from pcjax.finite import descend
 from pcjax.learning import GradFn, Update
 from pcjax.networks import Network, Params
@@ -96,15 +97,20 @@ def device_data(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Dat
       The images and int32 labels as device arrays.
 
     Raises:
-      TypeError: if images are not uint8 or labels are not integers.
-      ValueError: if the set is empty, the lengths differ or a label is out of range.
+      TypeError: if images are no array of uint8 or labels none of integers.
+      ValueError: if the set is empty, the lengths differ, a label is out of range or
+        `num_classes` is no int >= 1.
     """
-    if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
+    check_count("device_data", "num_classes", num_classes)
+    kinds = [getattr(x, "dtype", type(x).__name__) for x in (images, labels)]
+    if kinds[0] != np.uint8 or not np.issubdtype(
+        getattr(labels, "dtype", object), np.integer
+    ):
         raise TypeError(
             "device_data: expected uint8 images and integer labels, got "
-            f"{images.dtype} and {labels.dtype}."
+            f"{kinds[0]} and {kinds[1]}."
         )
-    if len(images) == 0 or labels.shape != images.shape[:1]:
+    if images.size == 0 or images.ndim == 0 or labels.shape != images.shape[:1]:
         raise ValueError(
             "device_data: expected one label for each of at least one image, got "
             f"images of shape {images.shape} and labels of shape {labels.shape}."
@@ -173,7 +179,11 @@ def make_update(grad_fn: GradFn, tx: optax.GradientTransformation) -> Update:
     Returns:
       `update(params, opt_state, inputs, targets) -> (params, opt_state, (energy,
       info))`, the signature `pcjax.incremental` has too.
+
+    Raises:
+      TypeError: if `tx` is no optax transform.
     """
+    check_transform("make_update", "tx", tx)
 
     def update(params, opt_state, inputs, targets):
         value, grads = grad_fn(params, inputs, targets)
@@ -220,8 +230,14 @@ def epoch_batches(
       int32 [steps, batch_size], each example at most once.
 
     Raises:
+      TypeError: if the numbers of examples are not integers.
       ValueError: if the examples make less than one batch.
     """
+    if not (is_int(num_examples) and is_int(batch_size)):
+        raise TypeError(
+            "epoch: num_examples and batch_size must be ints, got "
+            f"{num_examples!r} and {batch_size!r}."
+        )
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"epoch: {num_examples} examples hold no batch of {batch_size}."
@@ -247,6 +263,7 @@ def make_epoch(
       The same state gives the same bits on the same machine.
 
     Raises:
+      TypeError: by `epoch`, if the batch size is no int.
       ValueError: by `epoch`, if the data hold less than one batch.
     """
 
@@ -320,10 +337,20 @@ def make_evaluation(
 
     Returns:
       `evaluate(params, data)`: the measure's tree, averaged over all N examples.
+
+    Raises:
+      ValueError: if the batch size is no int >= 1; by `evaluate`, if there are no
+        examples.
     """
+    check_count("make_evaluation", "batch_size", batch_size)
 
     def evaluate(params, data):
         total = len(data.images)
+        if not total:
+            raise ValueError(
+                "make_evaluation: expected one example or more, got images of shape "
+                f"{data.images.shape}."
+            )
         size = min(batch_size, total)
         count = -(-total // size)
 
