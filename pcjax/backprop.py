@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_batch
+from pcjax.checks import check_parts
 from pcjax.learning import GradFn, Info
-from pcjax.networks import Network
+from pcjax.networks import Network, check_batch
 from pcjax.outputs import Output, identity
 
 
@@ -20,7 +20,11 @@ def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
       `grad_fn(params, inputs, targets) -> ((energy, info), grads)`, where the energy
       is the mean loss, which is what the free energy is when no activity moves. It
       raises what `pcjax.infer` raises.
+
+    Raises:
+      TypeError: if network or output is none.
     """
+    check_parts("backprop.value_and_grad", network=network, output=output)
 
     def grad_fn(params, inputs, targets):
         check_batch("backprop.value_and_grad", network, params, inputs, targets)

@@ -7,13 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcjax.networks import (
-    Network,
-    Params,
-    check_float,
-    check_inputs,
-    check_params,
-    check_sequence,
+_HINT = (
+    " Scale images to floats first, and turn class labels into targets with "
+    "jax.nn.one_hot."
 )
 
 
@@ -28,12 +24,28 @@ def check_count(function: str, name: str, value: Any) -> None:
         raise ValueError(f"{function}: {name} must be an int >= 1, got {value!r}.")
 
 
-def check_transform(function: str, name: str, value: Any) -> None:
-    """Refuses what is no optimizer."""
-    if not (hasattr(value, "init") and hasattr(value, "update")):
-        raise TypeError(
-            f"{function}: {name} must be an optax transform, got {value!r}."
-        )
+_TRANSFORM = ("init", "update"), "an optax transform"
+_CLAMP = ("__call__",), "a clamp, such as pcjax.full_clamp"
+_PARTS = {
+    "network": (("layers",), "a network, such as pcjax.mlp([784, 256, 10])"),
+    "method": (
+        ("num_steps", "init", "step"),
+        "an inference method, such as pcjax.sequential(3, 0.05)",
+    ),
+    "output": (("link", "loss"), "an output, such as pcjax.softmax"),
+    "clamp": _CLAMP,
+    "learning_clamp": _CLAMP,
+    "tx": _TRANSFORM,
+    "optimizer": _TRANSFORM,
+}
+
+
+def check_parts(function: str, **parts: Any) -> None:
+    """Refuses what cannot be the part of a training iteration that its name says."""
+    for name, value in parts.items():
+        attributes, expected = _PARTS[name]
+        if not all(hasattr(value, attribute) for attribute in attributes):
+            raise TypeError(f"{function}: {name} must be {expected}, got {value!r}.")
 
 
 def check_real(function: str, name: str, value: Any) -> None:
@@ -46,30 +58,32 @@ def check_real(function: str, name: str, value: Any) -> None:
 
 
 def check_non_negative(function: str, name: str, value: Any) -> None:
-    """Refuses what is not real, and negative and NaN entries unless traced."""
+    """Refuses what is not real, and unless traced what is negative or not finite."""
     check_real(function, name, value)
     if isinstance(value, jax.core.Tracer):
         return
     array = np.asarray(value)
-    if not np.all(array >= 0):
-        raise ValueError(f"{function}: {name} must be >= 0, got {value}.")
+    if not np.all((array >= 0) & (array < np.inf)):
+        raise ValueError(f"{function}: {name} must be >= 0 and finite, got {value}.")
 
 
-def check_batch(
-    function: str,
-    network: Network,
-    params: Sequence[Params],
-    inputs: jax.Array,
-    targets: jax.Array,
-) -> None:
-    """Refuses a batch or parameters that do not belong to the network."""
-    check_inputs(function, network, inputs)
-    check_sequence(function, "params", params)
-    check_float(function, "targets", targets)
-    check_params(function, network, params, inputs)
-    shapes = jax.eval_shape(network.apply, params, inputs).shape
-    if targets.shape != shapes:
-        raise ValueError(
-            f"{function}: targets have shape {targets.shape}, but the network's "
-            f"outputs have shape {shapes}."
+def check_float(function: str, name: str, array: jax.Array) -> None:
+    """Refuses what is no array of real floating-point numbers."""
+    if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+        raise TypeError(
+            f"{function}: {name} must be an array of floats, got a "
+            f"{type(array).__name__}."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: {name} must be floats, got {array.dtype} of shape "
+            f"{array.shape}." + ("" if name.startswith("params") else _HINT)
+        )
+
+
+def check_sequence(function: str, name: str, value: Any) -> None:
+    """Refuses what cannot hold an entry per layer."""
+    if not isinstance(value, Sequence):
+        raise TypeError(
+            f"{function}: {name} must be a tuple or list, got a {type(value).__name__}."
         )

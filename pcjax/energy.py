@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcjax.checks import check_non_negative, check_real
+from pcjax.checks import (
+    check_float,
+    check_non_negative,
+    check_parts,
+    check_real,
+    check_sequence,
+)
 from pcjax.networks import (
     Network,
     Params,
-    check_float,
     check_inputs,
     check_params,
-    check_sequence,
     explain,
 )
 from pcjax.outputs import Output, identity
@@ -49,9 +53,11 @@ def prediction_errors(
       `(e_1, ..., e_L)`, each shaped like its activity.
 
     Raises:
-      TypeError: if activities or parameters are not floats.
+      TypeError: if activities or parameters are not floats, or network or output is
+        none.
       ValueError: if they do not fit the network, or there is no example.
     """
+    check_parts("prediction_errors", output=output)
     predictions = _predict(network, params, activities, "prediction_errors")
     return errors_of(activities, predictions, output)
 
@@ -94,9 +100,11 @@ def free_energy(
       [B], in nats for the softmax and sigmoid outputs.
 
     Raises:
-      TypeError: if activities or parameters are not floats, or weights not real.
+      TypeError: if activities or parameters are not floats, weights not real, or
+        network or output is none.
       ValueError: if they do not fit the network, there is no example, or weights are
-        of a wrong number or negative (those of a function may be: see `theorem1`).
+        of a wrong number, negative or infinite (those of a function may be negative:
+        see `theorem1`).
     """
     layers = free_energy_per_layer(
         network, params, activities, output=output, gamma=gamma, decay=decay
@@ -117,6 +125,7 @@ def free_energy_per_layer(
 
     Arguments and errors are those of `free_energy`.
     """
+    check_parts("free_energy", output=output)
     predictions = _predict(network, params, activities, "free_energy")
     errors = errors_of(activities, predictions, output)
     gammas = error_weights(gamma, activities, errors)
@@ -231,10 +240,11 @@ def _per_layer(
     return weights
 
 
-def _predict(
-    network: Network, params: Sequence[Params], activities: Activities, function: str
-) -> list[jax.Array]:
-    """`[p_1, ..., p_L]` from the activities, checked against them."""
+def check_activities(
+    function: str, network: Network, params: Sequence[Params], activities: Activities
+) -> None:
+    """Refuses activities and parameters that cannot be of the network."""
+    check_parts(function, network=network)
     count = len(network.layers)
     check_sequence(function, "activities", activities)
     check_sequence(function, "params", params)
@@ -246,6 +256,14 @@ def _predict(
     check_inputs(function, network, activities[0])
     for index, activity in enumerate(activities[1:], start=1):
         check_float(function, f"activities[{index}]", activity)
+    check_params(function, network, params, activities[0])
+
+
+def _predict(
+    network: Network, params: Sequence[Params], activities: Activities, function: str
+) -> list[jax.Array]:
+    """`[p_1, ..., p_L]` from the activities, checked against them."""
+    check_activities(function, network, params, activities)
     predictions = []
     for index, layer in enumerate(network.layers):
         below = activities[index]
@@ -257,5 +275,4 @@ def _predict(
                 f"activities[{index + 1}] has shape {above.shape}."
             )
         predictions.append(prediction)
-    check_params(function, network, params, activities[0])
     return predictions

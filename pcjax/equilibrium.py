@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_batch, check_non_negative
+from pcjax.checks import check_non_negative, check_parts
 from pcjax.energy import Weights, decay_weights, error_weights
 from pcjax.kernel import (
     InferenceState,
@@ -17,7 +17,7 @@ from pcjax.kernel import (
     observe,
     predict,
 )
-from pcjax.networks import Network, Params, linear
+from pcjax.networks import Network, Params, check_batch, linear
 from pcjax.outputs import Clamp, Output, full_clamp, identity, soft_clamp
 
 
@@ -86,6 +86,7 @@ def infer_to_equilibrium(
       TypeError: if inputs or targets are not floats.
       ValueError: if the arguments do not fit the network, or `tolerance` is negative.
     """
+    check_parts("infer_to_equilibrium", method=method, output=output, clamp=clamp)
     check_batch("infer_to_equilibrium", network, params, inputs, targets)
     check_non_negative("infer_to_equilibrium", "tolerance", tolerance)
     problem = Problem(network, output, clamp, gamma, decay)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcjax.checks import check_transform
+from pcjax.checks import check_parts
 from pcjax.reductions import on_one_cpu, sum_magnitudes
 
 OnNonFinite = Literal["stop", "skip"]
@@ -95,7 +95,7 @@ def guard(
       TypeError: if `tx` is no optax transform.
       ValueError: if `on_nonfinite` is neither.
     """
-    check_transform("guard", "tx", tx)
+    check_parts("guard", tx=tx)
     if on_nonfinite not in ("stop", "skip"):
         raise ValueError(
             f"guard: on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}."

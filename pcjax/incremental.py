@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcjax.checks import check_batch, check_transform
+from pcjax.checks import check_parts
 from pcjax.energy import Weights
 from pcjax.finite import descend
 from pcjax.kernel import (
@@ -19,7 +19,7 @@ from pcjax.kernel import (
     state_energy,
 )
 from pcjax.learning import Info, Update, pulled_gradients
-from pcjax.networks import Network
+from pcjax.networks import Network, check_batch
 from pcjax.outputs import Clamp, Output, full_clamp, identity
 
 
@@ -57,9 +57,10 @@ def incremental(
       others are as in `value_and_grad`, whose errors it raises.
 
     Raises:
-      TypeError: if `tx` is no optax transform.
+      TypeError: if network, method, `tx`, output or clamp is none.
     """
-    check_transform("incremental", "tx", tx)
+    check_parts("incremental", network=network, method=method, tx=tx)
+    check_parts("incremental", output=output, clamp=clamp)
     problem = Problem(network, output, clamp, gamma, decay)
 
     def update(params, opt_state, inputs, targets):

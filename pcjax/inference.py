@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcjax.checks import check_batch, check_non_negative, check_transform
+from pcjax.checks import check_non_negative, check_parts
 from pcjax.energy import Weights
 from pcjax.kernel import Inference, InferenceState, Method, Problem, run
-from pcjax.networks import Network, Params
+from pcjax.networks import Network, Params, check_batch
 from pcjax.outputs import Clamp, Output, full_clamp, identity
 
 
@@ -68,7 +68,7 @@ def sequential(
       A method for `infer`, `value_and_grad` and `incremental`.
 
     Raises:
-      ValueError: if T < 1, the step size is negative, or not exactly one of
+      ValueError: if T < 1, the step size is negative or infinite, or not exactly one of
         `step_size` and `optimizer` is given.
       TypeError: if the step size is not real, or the optimizer is no transform.
     """
@@ -98,7 +98,7 @@ def _mover(function, num_steps, step_size, optimizer):
             f"step_size={step_size} and optimizer={optimizer}."
         )
     if optimizer is not None:
-        check_transform(function, "optimizer", optimizer)
+        check_parts(function, optimizer=optimizer)
         # One optimizer state per example, so that no example sees another.
 
         def init(hidden):
@@ -165,10 +165,12 @@ def infer(
       Initial and final state, and the trace.
 
     Raises:
-      TypeError: if inputs, targets or parameters are not floats, or weights not real.
+      TypeError: if inputs, targets or parameters are not floats, weights not real, or
+        network, method, output or clamp is none.
       ValueError: if parameters, inputs and targets do not fit the network, the
-        batch is empty, or weights are negative.
+        batch is empty, or weights are negative or infinite.
     """
+    check_parts("infer", method=method, output=output, clamp=clamp)
     check_batch("infer", network, params, inputs, targets)
     problem = Problem(network, output, clamp, gamma, decay)
     return run(problem, method, params, inputs, targets, trace).inference

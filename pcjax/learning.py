@@ -6,8 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_batch
-from pcjax.energy import Activities, Weights, error_weights, free_energy, weigh
+from pcjax.checks import check_parts
+from pcjax.energy import (
+    Activities,
+    Weights,
+    check_activities,
+    error_weights,
+    free_energy,
+    weigh,
+)
 from pcjax.kernel import (
     InferenceState,
     Method,
@@ -16,7 +23,7 @@ from pcjax.kernel import (
     run,
     state_energy,
 )
-from pcjax.networks import Network, Params, check_sequence
+from pcjax.networks import Network, Params, check_batch
 from pcjax.outputs import Clamp, Output, full_clamp, identity
 
 
@@ -86,15 +93,14 @@ def local_gradients(
     Raises:
       TypeError, ValueError: as `free_energy`.
     """
-    check_sequence("local_gradients", "params", params)
+    check_activities("local_gradients", network, params, activities)
 
     def mean_energy(params):
         return jnp.mean(
             free_energy(network, params, activities, output=output, gamma=gamma)
         )
 
-    # What is no float is refused by free_energy, which says where it is.
-    return jax.grad(mean_energy, allow_int=True)(tuple(params))
+    return jax.grad(mean_energy)(tuple(params))
 
 
 def value_and_grad(
@@ -135,7 +141,14 @@ def value_and_grad(
       `grad_fn(params, inputs [B, ...], targets [B, ...]) -> ((energy, info), grads)`:
       the mean free energy [] after inference, an `Info`, and the mean gradient as
       a tree like `params`. It raises what `infer` raises.
+
+    Raises:
+      TypeError: if network, method, output or a clamp is none.
     """
+    check_parts("value_and_grad", network=network, method=method)
+    check_parts("value_and_grad", output=output, clamp=clamp)
+    if learning_clamp is not None:
+        check_parts("value_and_grad", learning_clamp=learning_clamp)
     problem = Problem(network, output, clamp, gamma, decay)
 
     def grad_fn(params, inputs, targets):

@@ -15,18 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pcjax.checks import check_float, check_parts, check_sequence
 from pcjax.precision import Anchor
 
 Params = Any  # the pytree of one layer's parameters
 Activation = Callable[[jax.Array], jax.Array]
 # (params, inputs, anchor or None) -> (predictions, anchor)
 Near = Callable[[Params, jax.Array, Anchor | None], tuple[jax.Array, Anchor | None]]
-
-
-_HINT = (
-    " Scale images to floats first, and turn class labels into targets with "
-    "jax.nn.one_hot."
-)
 
 
 def linear(x: jax.Array) -> jax.Array:
@@ -124,23 +119,19 @@ def feedforward(
     """
     check_inputs("feedforward", network, inputs)
     check_sequence("feedforward", "params", params)
-    if len(params) != len(network.layers):
-        raise ValueError(
-            f"feedforward: the network has {len(network.layers)} layers, but params "
-            f"holds {len(params)} entries."
-        )
+    check_params("feedforward", network, params, inputs)
     predictions, below = [], inputs
     for index, (layer, layer_params) in enumerate(
         zip(network.layers, params, strict=True)
     ):
         below = explain(index, below, layer.apply, layer_params, below)
         predictions.append(below)
-    check_params("feedforward", network, params, inputs)
     return tuple(predictions)
 
 
 def check_inputs(function: str, network: Network, inputs: jax.Array) -> None:
     """Refuses a network of no layers and inputs that are no batch of floats."""
+    check_parts(function, network=network)
     if not network.layers:
         raise ValueError(f"{function}: a network has at least one layer, got none.")
     check_float(function, "inputs", inputs)
@@ -152,28 +143,6 @@ def check_inputs(function: str, network: Network, inputs: jax.Array) -> None:
         raise ValueError(
             f"{function}: inputs must hold at least one example, got shape "
             f"{inputs.shape}."
-        )
-
-
-def check_float(function: str, name: str, array: jax.Array) -> None:
-    """Refuses what is no array of real floating-point numbers."""
-    if not (hasattr(array, "dtype") and hasattr(array, "shape")):
-        raise TypeError(
-            f"{function}: {name} must be an array of floats, got a "
-            f"{type(array).__name__}."
-        )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{function}: {name} must be floats, got {array.dtype} of shape "
-            f"{array.shape}." + ("" if name.startswith("params") else _HINT)
-        )
-
-
-def check_sequence(function: str, name: str, value: Any) -> None:
-    """Refuses what cannot hold an entry per layer."""
-    if not isinstance(value, Sequence):
-        raise TypeError(
-            f"{function}: {name} must be a tuple or list, got a {type(value).__name__}."
         )
 
 
@@ -208,6 +177,26 @@ def check_params(
         for path, leaf in wanted.items():
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 check_float(function, f"params[{index}]{path}", held[path])
+
+
+def check_batch(
+    function: str,
+    network: Network,
+    params: Sequence[Params],
+    inputs: jax.Array,
+    targets: jax.Array,
+) -> None:
+    """Refuses a batch or parameters that do not belong to the network."""
+    check_inputs(function, network, inputs)
+    check_sequence(function, "params", params)
+    check_float(function, "targets", targets)
+    check_params(function, network, params, inputs)
+    shapes = jax.eval_shape(network.apply, params, inputs).shape
+    if targets.shape != shapes:
+        raise ValueError(
+            f"{function}: targets have shape {targets.shape}, but the network's "
+            f"outputs have shape {shapes}."
+        )
 
 
 @lru_cache(maxsize=64)

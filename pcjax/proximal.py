@@ -21,8 +21,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from pcjax.checks import check_batch, check_non_negative
-from pcjax.networks import Network, Params
+from pcjax.checks import check_non_negative
+from pcjax.networks import Network, Params, check_batch
 from pcjax.outputs import Output, identity
 
 LossFn = Callable[[Any], jax.Array]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcjax.checks import check_count, check_transform, is_int
+from pcjax.checks import check_count, check_parts, is_int
 from pcjax.finite import descend
 from pcjax.learning import GradFn, Update
 from pcjax.networks import Network, Params
@@ -183,7 +183,7 @@ def make_update(grad_fn: GradFn, tx: optax.GradientTransformation) -> Update:
     Raises:
       TypeError: if `tx` is no optax transform.
     """
-    check_transform("make_update", "tx", tx)
+    check_parts("make_update", tx=tx)
 
     def update(params, opt_state, inputs, targets):
         value, grads = grad_fn(params, inputs, targets)

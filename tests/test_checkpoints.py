@@ -422,12 +422,13 @@ def test_a_corrupted_byte_in_any_file_is_seen(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_every_corrupted_byte_in_any_file_is_seen(tmp_path, faults):
+def test_corrupted_bytes_in_any_file_are_seen(tmp_path, faults):
+    stride = 1 if faults.all else 8
     count = _assert_damage_is_seen(
         tmp_path,
         lambda path, size: [
             lambda at=at: _flip(path, at, 1 << random.Random(at).randrange(8))
-            for at in range(size)
+            for at in range(0, size, stride)
         ],
     )
     faults.report("a corrupted byte in a file of a checkpoint", count, count, count)

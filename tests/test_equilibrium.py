@@ -237,9 +237,9 @@ def test_bad_input_is_refused():
         linear_equilibrium(*tanh)
     with pytest.raises(ValueError, match="must be numbers, not functions"):
         linear_equilibrium(*case, gamma=lambda h, e: 1.0)
-    with pytest.raises(ValueError, match="clamp_gamma must be >= 0"):
+    with pytest.raises(ValueError, match="clamp_gamma must be >= 0 and finite"):
         linear_equilibrium(*case, clamp_gamma=-1.0)
-    with pytest.raises(ValueError, match="tolerance must be >= 0"):
+    with pytest.raises(ValueError, match="tolerance must be >= 0 and finite"):
         infer_to_equilibrium(case.network, method, *case[1:], tolerance=-1.0)
     with pytest.raises(ValueError, match="targets have shape"):
         infer_to_equilibrium(case.network, method, *case[1:3], case.targets[:, :1])

@@ -294,7 +294,7 @@ def test_weights_may_be_negative_where_a_function_gives_them():
     # Not compiled: the negative decay and gamma_L are seen as numbers.
     found = pcjax.infer(case.network, pcjax.sequential(2, 0.1), *case[1:], **weights)
     assert np.isfinite(found.state.activities[1]).all()
-    with pytest.raises(ValueError, match="decay must be >= 0"):
+    with pytest.raises(ValueError, match="decay must be >= 0 and finite"):
         pcjax.infer(case.network, pcjax.sequential(2, 0.1), *case[1:], decay=-1.0)
 
 
@@ -465,7 +465,7 @@ def test_bad_input_is_refused():
         proximal_objective(batch, case.params, case.params[:1], 1.0)
     with pytest.raises(ValueError, match="each of the 3 layers, got 2"):
         proximal_weights(case.network, [1.0, 2.0], 1.0)
-    with pytest.raises(ValueError, match="step_sizes must be >= 0"):
+    with pytest.raises(ValueError, match="step_sizes must be >= 0 and finite"):
         proximal_weights(case.network, -1.0, 1.0)
     conv = problems.network_case("conv", dtype=jnp.float64)
     with pytest.raises(ValueError, match="expected dense layers"):
