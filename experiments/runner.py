@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.harness import Run, plain
 from experiments.methods import Hyper, Method
+from experiments.refusals import mean_of_kept, raise_if_refused
 from experiments.report import Live
 from experiments.settings import Settings
 from experiments.tasks import Task
@@ -148,7 +149,15 @@ class Trainer:
         self._state, metrics = self._epoch(self._hyper, self._state, self._task.train)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - started
-        self._raise_if_refused()
+        if self._on_nonfinite == "stop":
+            raise_if_refused(
+                self._method,
+                self._task,
+                self._settings,
+                self._batch_size,
+                self._hyper,
+                self._state,
+            )
         energy, loss, rising = (self._mean(np.asarray(metric)) for metric in metrics)
         measured: dict[str, Any] = {"test": None, "validation": None}
         for name, evaluate in self._evaluate.items():
@@ -177,47 +186,12 @@ class Trainer:
 
     def _mean(self, metric: np.ndarray) -> np.ndarray:
         """The mean [runs] over steps, of which those left out are not counted."""
-        if self._on_nonfinite != "skip":
-            return metric.mean(1)
-        kept = np.isfinite(metric)
-        total, count = np.where(kept, metric, 0).sum(1), kept.sum(1)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return mean_of_kept(metric) if self._on_nonfinite == "skip" else metric.mean(1)
 
     def _optimizer_state(self, state: training.TrainState) -> Any:
         """The optimizer's own state, without that of the guard."""
         guarded = self._on_nonfinite is not None
         return state.opt_state.inner_state if guarded else state.opt_state
-
-    def _raise_if_refused(self) -> None:
-        """Stops at the first step of any run that was not finite, naming the cause."""
-        if self._on_nonfinite != "stop":
-            return
-        firsts = np.asarray(self._state.opt_state.first_refused)
-        if np.all(firsts < 0):
-            return
-        run = int(np.argmin(np.where(firsts < 0, np.inf, firsts)))
-        state, hyper = jax.tree.map(lambda x: x[run], (self._state, self._hyper))
-        task, step = self._task, int(firsts[run])
-        total = len(task.train.images)
-        recipe = self._method.rule(self._settings, hyper.step_size)
-        epoch, iteration = divmod(step // recipe.steps, total // self._batch_size)
-        batches = training.epoch_batches(state.key, epoch, total, self._batch_size)
-        rows = jax.tree.map(lambda x: x[batches[iteration]], task.train)
-        found = recipe.diagnose(
-            task.network,
-            task.output,
-            self._method.optimizer(hyper.learning_rate, self._settings),
-            (state.params, self._optimizer_state(state)),
-            *task.prepare(*rows),
-        )
-        raise finite.NonFiniteError(
-            f"{self.name}, run {run + 1} of {len(firsts)}, epoch {epoch + 1}, training "
-            f"iteration {iteration + 1} (step {step}): "
-            f"{found or 'the gradient is not finite'}. Nothing of it went into the "
-            "weights. Lower the learning rate or the step size.",
-            step,
-            found,
-        )
 
     def logits(self, images: jax.Array) -> np.ndarray:
         """The logits [runs, B, ...] of raw images [B, ...] as the weights now are."""
