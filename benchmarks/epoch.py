@@ -66,7 +66,7 @@ class Row:
 PREPARE = training.classification(10)
 
 
-def _data(load: workloads.Workload, steps: int) -> training.Data:
+def random_data(load: workloads.Workload, steps: int) -> training.Data:
     """Random images: arithmetic takes as long on them as on photographs."""
     random = np.random.default_rng(0)
     batch, *shape = load.inputs.shape
@@ -87,7 +87,8 @@ class Epoch:
     """Trains one epoch at a call, and waits for it.
 
     Attributes:
-      compile_seconds: to trace and compile the epoch.
+      compiled: the epoch.
+      compile_seconds: to trace and compile it.
     """
 
     def __init__(self, load, program, data, seeds=1, update=None) -> None:
@@ -98,11 +99,11 @@ class Epoch:
         self._data = data
         started = time.perf_counter()
         step = jax.jit(mapped, donate_argnums=0)
-        self._compiled = step.lower(self._state, data).compile()
+        self.compiled = step.lower(self._state, data).compile()
         self.compile_seconds = time.perf_counter() - started
 
     def __call__(self) -> None:
-        state, _ = self._compiled(self._state, self._data)
+        state, _ = self.compiled(self._state, self._data)
         self._state = jax.block_until_ready(state)
 
 
@@ -141,7 +142,7 @@ def steps_runner(load, program, data) -> Callable[[], None]:
 def table(config: Config) -> list[Row]:
     """One seed and five, against single steps and against backprop."""
     load = workloads.mlp()
-    data = _data(load, config.steps)
+    data = random_data(load, config.steps)
     programs = [
         workloads.backprop(load, "SGD"),
         workloads.backprop(load, "Adam"),
@@ -191,7 +192,7 @@ def sweeps(config: Config) -> Iterator[dict]:
             point = {"T": 3, "width": 256, "depth": 4, "batch": 64, "seeds": 1}
             point[axis] = value
             load = workloads.mlp(point["batch"], point["width"], point["depth"])
-            data = _data(load, max(2, min(20, 1280 // point["batch"])))
+            data = random_data(load, max(2, min(20, 1280 // point["batch"])))
             kinds = {
                 "BP": workloads.backprop(load, "SGD"),
                 "SeqIL": workloads.inference_learning(

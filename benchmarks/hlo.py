@@ -8,7 +8,7 @@ is called, of the branches of a conditional the most expensive one.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -31,6 +31,14 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+_VENDOR = re.compile(r"gemm|matmul|conv|dot")  # products in a vendor's library
+_KINDS = {
+    "product": {"dot", "convolution"},
+    "loop": {"while", "conditional"},
+    "reduction": {"reduce", "reduce-window"},
+    "gather": {"gather", "dynamic-slice", "scatter"},
+    "copy": {"copy", "copy-start", "transpose"},
+}
 
 
 class Counts(NamedTuple):
@@ -99,6 +107,40 @@ def collectives(compiled: jax.stages.Compiled) -> dict[str, Collectives]:
     }
 
 
+def kinds(compiled: jax.stages.Compiled) -> dict[str, str]:
+    """What every instruction of a compiled function is for.
+
+    Args:
+      compiled: what `jax.jit(f).lower(...).compile()` returns.
+
+    Returns:
+      `{instruction: kind}`: "product" if it or what it calls multiplies matrices or
+      convolves, else "reduction" if it sums, "gather", "copy", "loop" for control flow,
+      or "elementwise".
+    """
+    computations, _ = _parse(compiled.as_text() or "")
+
+    def opcodes(line: str) -> Iterator[str]:
+        found = _OPCODE.search(line)
+        opcode = found[1] if found else ""
+        vendor = opcode == "custom-call" and _VENDOR.search(line)
+        yield "dot" if vendor else opcode
+        if opcode not in ("while", "conditional", "reduce"):
+            for name in _CALLED.findall(line):
+                for inner in computations[name][1].values():
+                    yield from opcodes(inner)
+
+    def kind(line: str) -> str:
+        held = set(opcodes(line))
+        return next((kind for kind, ops in _KINDS.items() if held & ops), "elementwise")
+
+    return {
+        name: kind(line)
+        for _, lines in computations.values()
+        for name, line in lines.items()
+    }
+
+
 def _executed(
     compiled: jax.stages.Compiled,
     measure: Callable[[str, str, dict], dict | None],
@@ -111,7 +153,7 @@ def _executed(
         if name not in known:
             shapes, lines = computations[name]
             known[name] = Counter()
-            for line in lines:
+            for line in lines.values():
                 known[name].update(_instruction(line, shapes, total, measure))
         return known[name]
 
@@ -120,18 +162,18 @@ def _executed(
 
 def _parse(text: str) -> tuple[dict, str]:
     """Every computation's `{instruction: shape}` and lines, and the entry's name."""
-    computations: dict[str, tuple[dict, list]] = {}
+    computations: dict[str, tuple[dict, dict]] = {}
     entry = name = ""
     for line in text.splitlines():
         if header := _HEADER.match(line):
             name = header[2]
             entry = name if header[1] else entry
-            computations[name] = ({}, [])
+            computations[name] = ({}, {})
         elif found := _INSTRUCTION.match(line):
             shapes, lines = computations[name]
             if shape := _SHAPE.match(found[2]):
                 shapes[found[1]] = [int(n) for n in shape[1].split(",") if n]
-            lines.append(found[2])
+            lines[found[1]] = found[2]
     return computations, entry
 
 
@@ -161,7 +203,7 @@ def _product(kind: str, line: str, shapes: dict) -> dict | None:
         return {"dots": 1, "flops": 2 * _size(line) * _contracted(line, shapes)}
     if kind == "convolution":
         return {"convolutions": 1, "flops": 2 * _terms(line, shapes)}
-    if kind == "custom-call" and re.search(r"gemm|matmul|conv|dot", line):
+    if kind == "custom-call" and _VENDOR.search(line):
         raise ValueError(f"a custom call may hide a product: {line[:200]}")
     return None
 
