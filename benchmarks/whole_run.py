@@ -125,7 +125,12 @@ def measure(config: Config) -> dict:
         epoch()
         seconds.append(time.perf_counter() - started)
     short = random_data(load, config.profiled_steps)
-    wall, spent = profile(Epoch(load, program, short, config.seeds))
+    wall: float | None = None
+    spent: dict[str, float] = {}
+    try:
+        wall, spent = profile(Epoch(load, program, short, config.seeds))
+    except RuntimeError as error:  # the times are good without it
+        print(error)
     flops = program.floor * config.steps * config.seeds
     median = float(np.median(seconds))
     return {
@@ -139,7 +144,9 @@ def measure(config: Config) -> dict:
         "flops_per_second": flops / median,
         "profiled_seconds": wall,
         "share_of_time": {
-            kind: spent[kind] / wall for kind in sorted(spent, key=spent.__getitem__)
+            kind: spent[kind] / wall
+            for kind in sorted(spent, key=spent.__getitem__)
+            if wall
         },
     }
 

@@ -1,0 +1,78 @@
+"""Training iterations as JAX hands them to the compiler of a GPU, without a GPU.
+
+Seen is that they lower, that nothing meant for CPUs is in them, and how many products
+they launch; not what XLA makes of them.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from benchmarks import workloads
+from pcjax import finite
+
+SMALL = {
+    "mlp": lambda: workloads.mlp(4, 32),
+    "conv": lambda: workloads.conv(4),
+}
+PROGRAMS = {
+    "BP": lambda load: workloads.backprop(load, "Adam"),
+    "SeqIL": lambda load: workloads.inference_learning(load, "sequential", 3, "MQ"),
+    "IL": lambda load: workloads.inference_learning(load, "simultaneous", 5, "SGD"),
+    "iPC": lambda load: workloads.incremental(load, 3, "Adam"),
+}
+# Products and convolutions as written: the body of a loop counts once.
+PRODUCTS = {
+    ("mlp", "BP"): (11, 0),
+    ("mlp", "SeqIL"): (20, 0),
+    ("conv", "BP"): (3, 8),
+}
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """What pcjax asks for, which is the platform, says GPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def _lower(update, *arguments):
+    return export.export(jax.jit(update), platforms=["cuda"])(*arguments).mlir_module()
+
+
+def _count(text):
+    return text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("net", SMALL)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_five_networks_launch_no_more_products_than_one(net, name):
+    load = SMALL[net]()
+    program = PROGRAMS[name](load)
+    state = workloads.start(load, program)
+    batch = load.inputs, load.targets
+    one = _lower(program.update, *state, *batch)
+    states = jax.tree.map(lambda x: jnp.stack([x] * 5), state)
+    five = _lower(jax.vmap(program.update, (0, 0, None, None)), *states, *batch)
+    assert _count(one) == _count(five)
+    assert _count(one) == PRODUCTS.get((net, name), _count(one))
+    dots, convolutions = _count(one)
+    assert dots > 0
+    assert (convolutions > 0) == (net == "conv")
+    for text in (one, five):
+        assert "callback" not in text
+        assert "send" not in text
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_guard_is_a_select_and_no_loop():
+    # The loop of one round that spares copies on a CPU would make a GPU wait.
+    load = SMALL["mlp"]()
+    program = PROGRAMS["BP"](load)
+    tx = finite.guard(program.tx)
+    params, _ = workloads.start(load, program)
+    grads = params
+    text = _lower(tx.update, grads, tx.init(params), params)
+    assert "stablehlo.while" not in text
+    assert "stablehlo.select" in text

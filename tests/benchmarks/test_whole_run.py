@@ -1,0 +1,60 @@
+"""The profile of a training run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import hlo, whole_run
+
+READS_PROFILES = hasattr(jax.profiler, "ProfileData")
+
+
+def test_own_time_leaves_out_what_is_inside():
+    events = [("loop", 0, 10), ("a", 1, 4), ("b", 2, 3), ("a", 5, 7), ("c", 12, 13)]
+    own = {}
+    for name, time in whole_run._own_times(events):
+        own[name] = own.get(name, 0) + time
+    assert own == {"loop": 5, "a": 4, "b": 1, "c": 1}
+    assert whole_run._covered([*events, ("d", 9, 11)]) == 12
+
+
+def test_kinds_of_instructions():
+    def program(a, b):
+        def body(_, x):
+            return jnp.tanh(x @ b)
+
+        x = jax.lax.fori_loop(0, 3, body, a)
+        return jnp.sum(x), x[jnp.argsort(x[:, 0])]
+
+    compiled = jax.jit(program).lower(jnp.ones((64, 64)), jnp.ones((64, 64))).compile()
+    kinds = hlo.kinds(compiled)
+    by_kind = {
+        kind: [n for n, k in kinds.items() if k == kind] for kind in kinds.values()
+    }
+    assert {"product", "loop", "reduction", "gather", "elementwise"} <= set(by_kind)
+    # In the entry, a loop is control flow; its body's product counts for itself.
+    assert any(name.startswith("while") for name in by_kind["loop"])
+    assert not any(name.startswith("while") for name in by_kind["product"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not READS_PROFILES, reason="this JAX cannot read its profiles")
+def test_most_of_a_run_is_products(tmp_path):
+    path = tmp_path / "run.json"
+    whole_run.main(whole_run.Config(1, 2, 3, 3, json=path))
+    found = json.loads(path.read_text())
+    shares = found["share_of_time"]
+    assert max(shares, key=shares.get) == "product"
+    assert sum(shares.values()) > 0.9
+    assert found["images_per_second"] == pytest.approx(
+        2 * 3 * 64 / found["median_epoch_seconds"]
+    )
+    assert found["flops_per_second"] > 1e9
+
+
+@pytest.mark.skipif(READS_PROFILES, reason="this JAX reads its profiles")
+def test_a_jax_that_cannot_read_profiles_is_told():
+    with pytest.raises(RuntimeError, match=r"^profile: JAX .* expected a newer"):
+        whole_run.profile(None)
