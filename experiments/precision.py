@@ -28,7 +28,7 @@ from rich.table import Table
 
 import pcjax
 from experiments import data
-from pcjax import training
+from pcjax import evaluation, training
 from pcjax.learning import GradFn
 
 
@@ -196,8 +196,8 @@ def train(
     epoch = jax.jit(
         training.make_epoch(update, prepare, config.batch_size), donate_argnums=0
     )
-    measure = training.classification_measures(pcjax.softmax)
-    evaluate = jax.jit(training.make_evaluation(network, prepare, measure))
+    measure = evaluation.classification_measures(pcjax.softmax)
+    evaluate = jax.jit(evaluation.make_evaluation(network, prepare, measure))
     train_set, test_set = (
         training.device_data(*split, classes) for split in (images.train, images.test)
     )

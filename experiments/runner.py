@@ -22,7 +22,7 @@ from experiments.refusals import mean_of_kept, raise_if_refused
 from experiments.report import Live
 from experiments.settings import Settings
 from experiments.tasks import Task
-from pcjax import finite, training
+from pcjax import evaluation, finite, training
 from pcjax.checkpoints import Checkpoints
 from pcjax.finite import OnNonFinite
 
@@ -115,7 +115,9 @@ class Trainer:
             )
 
         def evaluate(state, data):
-            measure = training.make_evaluation(task.network, task.prepare, task.measure)
+            measure = evaluation.make_evaluation(
+                task.network, task.prepare, task.measure
+            )
             return measure(state.params, data)
 
         started = time.perf_counter()

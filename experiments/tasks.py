@@ -10,7 +10,7 @@ import numpy as np
 import pcjax
 from experiments.data import Dataset, Split, validation_split
 from experiments.settings import Net, Settings
-from pcjax import training
+from pcjax import evaluation, training
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     network: pcjax.Network
     output: pcjax.Output
     prepare: training.Prepare
-    measure: training.Measure
+    measure: evaluation.Measure
     train: training.Data
     test: training.Data
     validation: training.Data | None = None
@@ -81,7 +81,7 @@ def make_task(
         network = pcjax.autoencoder((pixels, *settings.hidden, pixels))
         output = pcjax.sigmoid
         prepare = training.reconstruction(**scaled)
-        measure = training.reconstruction_measures(output)
+        measure = evaluation.reconstruction_measures(output)
     else:
         network = (
             pcjax.mlp([pixels, *settings.hidden, classes])
@@ -92,7 +92,7 @@ def make_task(
         )
         output = pcjax.softmax
         prepare = training.classification(classes, **scaled)
-        measure = training.classification_measures(output)
+        measure = evaluation.classification_measures(output)
 
     def put(split: Split) -> training.Data:
         return training.device_data(split.images, split.labels, classes)

@@ -1,6 +1,6 @@
 """Predictive coding networks in JAX."""
 
-from pcjax import backprop, diagnosis, finite, sharding, training
+from pcjax import backprop, diagnosis, evaluation, finite, sharding, training
 from pcjax.energy import free_energy, free_energy_per_layer, prediction_errors
 from pcjax.incremental import incremental
 from pcjax.inference import infer, sequential, simultaneous
@@ -36,6 +36,7 @@ __all__ = [
     "convnet",
     "dense",
     "diagnosis",
+    "evaluation",
     "feedforward",
     "finite",
     "free_energy",

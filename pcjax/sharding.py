@@ -203,7 +203,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def split_batches(mesh: Mesh, prepare: Prepare) -> Prepare:
-    """Makes `training.make_epoch` and `make_evaluation` split every batch.
+    """Makes `make_epoch` and `make_evaluation` split every batch.
 
     Without it nothing tells the compiler to: the epoch would be computed as a whole on
     each device.

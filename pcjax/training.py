@@ -19,7 +19,6 @@ from pcjax.checks import check_count, check_parts, is_int
 from pcjax.finite import descend
 from pcjax.learning import GradFn, Update
 from pcjax.networks import Network, Params
-from pcjax.outputs import Output
 
 
 class Data(NamedTuple):
@@ -65,24 +64,8 @@ class EpochMetrics(NamedTuple):
     rising: jax.Array
 
 
-class ClassificationMeasures(NamedTuple):
-    """Per example [B] as measured, [] once averaged over a data set.
-
-    Attributes:
-      loss: cross-entropy in nats.
-      top1: whether the label has the highest logit.
-      top5: whether it is among the five highest.
-    """
-
-    loss: jax.Array
-    top1: jax.Array
-    top5: jax.Array
-
-
 # (images uint8 [B, ...], labels [B]) -> (inputs [B, ...], targets [B, ...]), floats
 Prepare = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-# (logits, targets, labels) -> pytree of [B]
-Measure = Callable[[jax.Array, jax.Array, jax.Array], Any]
 
 
 def device_data(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Data:
@@ -272,7 +255,7 @@ def make_epoch(
 
         def iterate(carry, index):
             params, opt_state = carry
-            inputs, targets = prepare(*_rows(data, index))
+            inputs, targets = prepare(*rows(data, index))
             params, opt_state, (energy, info) = update(
                 params, opt_state, inputs, targets
             )
@@ -289,87 +272,6 @@ def make_epoch(
     return epoch
 
 
-def classification_measures(output: Output) -> Measure:
-    """Loss, top-1 and top-5 accuracy; a non-finite logit counts as wrong.
-
-    Args:
-      output: the network's output.
-
-    Returns:
-      A measure for `make_evaluation`. Equal logits rank by class number.
-    """
-
-    def measure(logits, targets, labels):
-        own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-        first = jnp.arange(logits.shape[1])[None] < labels[:, None]
-        ahead = ~(logits <= own) | ((logits == own) & first)
-        rank = jnp.sum(ahead, axis=1)
-        dtype = logits.dtype
-        return ClassificationMeasures(
-            output.loss(logits, targets),
-            (rank < 1).astype(dtype),
-            (rank < 5).astype(dtype),
-        )
-
-    return measure
-
-
-def reconstruction_measures(output: Output) -> Measure:
-    """The loss per pixel: `output.loss / number of outputs`."""
-
-    def measure(logits, targets, labels):
-        del labels
-        return output.loss(logits, targets) / logits[0].size
-
-    return measure
-
-
-def make_evaluation(
-    network: Network, prepare: Prepare, measure: Measure, batch_size: int = 1000
-) -> Callable[[tuple[Params, ...], Data], Any]:
-    """Averages a measure of the feed-forward outputs over a whole data set.
-
-    Args:
-      network: a chain of L layers.
-      prepare: makes inputs and targets of a batch of raw data.
-      measure: `(logits, targets, labels) -> pytree of [B]`.
-      batch_size: examples at a time; the result does not depend on it.
-
-    Returns:
-      `evaluate(params, data)`: the measure's tree, averaged over all N examples.
-
-    Raises:
-      ValueError: if the batch size is no int >= 1; by `evaluate`, if there are no
-        examples.
-    """
-    check_count("make_evaluation", "batch_size", batch_size)
-
-    def evaluate(params, data):
-        total = len(data.images)
-        if not total:
-            raise ValueError(
-                "make_evaluation: expected one example or more, got images of shape "
-                f"{data.images.shape}."
-            )
-        size = min(batch_size, total)
-        count = -(-total // size)
-
-        def accumulate(_, start):
-            index = start + jnp.arange(size)
-            images, labels = _rows(data, jnp.minimum(index, total - 1))
-            inputs, targets = prepare(images, labels)
-            values = measure(network.apply(params, inputs), targets, labels)
-            # The last batch is filled up with copies that do not count.
-            return None, jax.tree.map(
-                lambda value: jnp.sum(jnp.where(index < total, value, 0)), values
-            )
-
-        _, sums = jax.lax.scan(accumulate, None, jnp.arange(count) * size)
-        return jax.tree.map(lambda value: jnp.sum(value) / total, sums)
-
-    return evaluate
-
-
-def _rows(data: Data, index: jax.Array) -> Data:
+def rows(data: Data, index: jax.Array) -> Data:
     """The examples of the given numbers, all of which must exist."""
     return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import pcjax
-from pcjax import training
+from pcjax import evaluation, training
 from tests.problems import compilations
 
 RANDOM = np.random.default_rng(0)
@@ -139,10 +139,10 @@ def test_an_epoch_lowers_the_loss_of_a_separable_task():
     )
     for _ in range(40):
         state, metrics = epoch(state, data)
-    evaluate = training.make_evaluation(
+    evaluate = evaluation.make_evaluation(
         network,
         training.classification(4),
-        training.classification_measures(pcjax.softmax),
+        evaluation.classification_measures(pcjax.softmax),
     )
     assert evaluate(state.params, data).top1 == 1
     assert metrics.loss.mean() < 0.1 * np.log(4)
@@ -151,10 +151,10 @@ def test_an_epoch_lowers_the_loss_of_a_separable_task():
 @pytest.mark.parametrize("batch_size", [7, 50, 1000])
 def test_evaluation_is_the_mean_over_all_examples(data, batch_size):
     params = _state(optax.sgd(0.1)).params
-    evaluate = training.make_evaluation(
+    evaluate = evaluation.make_evaluation(
         NETWORK,
         training.classification(4),
-        training.classification_measures(pcjax.softmax),
+        evaluation.classification_measures(pcjax.softmax),
         batch_size,
     )
     result = evaluate(params, data)
@@ -168,7 +168,7 @@ def test_evaluation_is_the_mean_over_all_examples(data, batch_size):
 
 def test_top5_ties_and_non_finite_logits():
     logits = jnp.array([[0.0, 1, 2, 3, 4, 5, 6], [1] * 7, [jnp.nan] * 7])
-    measure = training.classification_measures(pcjax.softmax)
+    measure = evaluation.classification_measures(pcjax.softmax)
     for label, (top1, top5) in {
         6: ([1, 0, 0], [1, 0, 0]),
         1: ([0, 0, 0], [0, 1, 0]),
@@ -197,7 +197,7 @@ def test_inputs_and_targets():
 def test_reconstruction_is_measured_per_pixel():
     logits = jnp.array([[0.0, 0.0], [2.0, -1.0]])
     targets = jnp.array([[0.5, 0.2], [1.0, 0.0]])
-    loss = training.reconstruction_measures(pcjax.sigmoid)(logits, targets, None)
+    loss = evaluation.reconstruction_measures(pcjax.sigmoid)(logits, targets, None)
     p = 1 / (1 + np.exp(-np.asarray(logits)))
     t = np.asarray(targets)
     expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(1)

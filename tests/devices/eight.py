@@ -13,7 +13,7 @@ import pytest
 
 import pcjax
 from benchmarks import hlo
-from pcjax import sharding, training
+from pcjax import evaluation, sharding, training
 from tests.problems import compilations, dense_case, make, quick_jit
 
 SIZES = (12, 24, 16, 4)
@@ -346,11 +346,11 @@ def test_a_split_data_set_trains_the_same_and_sends_the_batches():
 def test_evaluation_splits_the_batches_too():
     mesh, network = _mesh(), pcjax.mlp(SIZES)
     params = _state(optax.sgd(0.1)).params
-    measure = training.classification_measures(pcjax.softmax)
+    measure = evaluation.classification_measures(pcjax.softmax)
 
     def compiled(prepare, *arguments):
         # 40 examples in batches of 16: the last one is filled up.
-        evaluate = training.make_evaluation(network, prepare, measure, 16)
+        evaluate = evaluation.make_evaluation(network, prepare, measure, 16)
         return quick_jit(evaluate).lower(*arguments).compile()
 
     alone = compiled(PREPARE, params, DATA)

@@ -16,7 +16,7 @@ from experiments.proximal_objective import BETAS, Config, along_inference, summa
 from experiments.rank_one import normalised_steps, optimizer_steps, own_updates
 from experiments.settings import settings
 from experiments.tasks import Task
-from pcjax import training
+from pcjax import evaluation, training
 from pcjax.proximal import proximal_objective as objective
 from tests.problems import Case, dense_case, descend, make
 
@@ -38,7 +38,7 @@ def small_task():
         jnp.asarray(rng.integers(0, CLASSES, IMAGES), jnp.int32),
     )
     prepare = training.classification(CLASSES, low=-1.0, dtype=jnp.float64)
-    measure = training.classification_measures(pcjax.softmax)
+    measure = evaluation.classification_measures(pcjax.softmax)
     case = make(network, (2, 2, 3), dtype=jnp.float64)
     params = jax.tree.map(lambda x: 1.5 * x, case.params)
     return Task(network, pcjax.softmax, prepare, measure, images, images), params

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pcjax
-from pcjax import sharding, training
+from pcjax import evaluation, sharding, training
 from tests.inputs.draws import (
     KEY,
     NO_COUNTS,
@@ -46,7 +46,7 @@ def data(draw):
     state = training.TrainState((), (), KEY, jnp.zeros((), jnp.int32))
     few = training.Data(images, labels)
     p = make_problem((3, 2), n)
-    measure = training.classification_measures(pcjax.softmax)
+    measure = evaluation.classification_measures(pcjax.softmax)
     prepare = training.classification(2)
 
     def epoch(size):
@@ -104,12 +104,12 @@ def data(draw):
         ),
         (lambda: epoch(no_int), TypeError, ints + re.escape(f"{n} and {no_int!r}")),
         (
-            lambda: training.make_evaluation(p.network, prepare, measure, bad),
+            lambda: evaluation.make_evaluation(p.network, prepare, measure, bad),
             ValueError,
             f"^make_evaluation: batch_size must be an int >= 1, {got(bad)}",
         ),
         (
-            lambda: training.make_evaluation(p.network, prepare, measure, n)(
+            lambda: evaluation.make_evaluation(p.network, prepare, measure, n)(
                 p.params, training.Data(images[:0], labels[:0])
             ),
             ValueError,
