@@ -61,8 +61,10 @@ def raise_if_refused(
         (state.params, state.opt_state.inner_state),
         *task.prepare(*jax.tree.map(lambda x: x[batches[index]], task.train)),
     )
-    if found and recipe.weights_move and found.iteration:
-        found = found._replace(iteration=step_of_batch + 1)
+    if found and recipe.weights_move and found.iteration is not None:
+        # Step k is made of the state that k iterations have left.
+        of_state = found.quantity in ("activity", "error")
+        found = found._replace(iteration=step_of_batch + (not of_state))
     raise NonFiniteError(
         f"{name}, epoch {epoch + 1}, training iteration {index + 1} (step {step}): "
         f"{found or 'the gradient is not finite'}. Nothing of it went into the "
