@@ -31,7 +31,8 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-_VENDOR = re.compile(r"gemm|matmul|conv|dot")  # products in a vendor's library
+# Products in a vendor's library.
+_VENDOR = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|conv|dot)')
 _KINDS = {
     "product": {"dot", "convolution"},
     "loop": {"while", "conditional"},

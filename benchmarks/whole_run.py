@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def profile(epoch: Epoch) -> tuple[float, dict[str, float]]:
             seconds = time.perf_counter() - started
         [path] = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(path))
-        lines = [_instructions(line) for plane in data.planes for line in plane.lines]
+        lines = _instructions(data.planes)
     if not any(lines):
         raise RuntimeError("profile: the profiler recorded no instruction.")
     spent: dict[str, float] = defaultdict(float)
@@ -78,14 +78,26 @@ def profile(epoch: Epoch) -> tuple[float, dict[str, float]]:
     return seconds, spent
 
 
-def _instructions(line: Any) -> list[tuple[str, float, float]]:
-    """`(instruction, start, end)` of a profile's line, in nanoseconds."""
-    found = []
-    for event in line.events:
-        name = dict(event.stats).get("hlo_op")
-        if name is not None:
-            found.append((name, event.start_ns, event.start_ns + event.duration_ns))
-    return sorted(found, key=lambda entry: (entry[1], -entry[2]))
+def _instructions(planes: Iterable[Any]) -> list[list[tuple[str, float, float]]]:
+    """`(instruction, start, end)` in nanoseconds, for every line of a profile.
+
+    Of a GPU everything on its own planes counts, kernels of no known instruction too,
+    and nothing of the host, which only launches it. On a CPU the host does the work,
+    and what is an instruction is marked so.
+    """
+    planes = list(planes)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    lines = []
+    for plane in devices or planes:
+        for line in plane.lines:
+            found = []
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op", event.name if devices else None)
+                if name is not None:
+                    end = event.start_ns + event.duration_ns
+                    found.append((name, event.start_ns, end))
+            lines.append(sorted(found, key=lambda entry: (entry[1], -entry[2])))
+    return lines
 
 
 def _covered(events: list[tuple[str, float, float]]) -> float:

@@ -22,7 +22,7 @@ def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
       raises what `pcjax.infer` raises.
 
     Raises:
-      TypeError: if network or output is none.
+      TypeError: if network or output is no such thing.
     """
     check_parts("backprop.value_and_grad", network=network, output=output)
 

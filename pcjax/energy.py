@@ -54,7 +54,7 @@ def prediction_errors(
 
     Raises:
       TypeError: if activities or parameters are not floats, or network or output is
-        none.
+        no such thing.
       ValueError: if they do not fit the network, or there is no example.
     """
     check_parts("prediction_errors", output=output)
@@ -101,7 +101,7 @@ def free_energy(
 
     Raises:
       TypeError: if activities or parameters are not floats, weights not real, or
-        network or output is none.
+        network or output is no such thing.
       ValueError: if they do not fit the network, there is no example, or weights are
         of a wrong number, negative or infinite (those of a function may be negative:
         see `theorem1`).

@@ -83,8 +83,10 @@ def infer_to_equilibrium(
       The last state of each example with its residual. Check `converged`.
 
     Raises:
-      TypeError: if inputs or targets are not floats.
-      ValueError: if the arguments do not fit the network, or `tolerance` is negative.
+      TypeError: if inputs, targets or parameters are not floats, or method, output or
+        clamp is no such thing.
+      ValueError: if the arguments do not fit the network, or `tolerance` is negative
+        or infinite.
     """
     check_parts("infer_to_equilibrium", method=method, output=output, clamp=clamp)
     check_batch("infer_to_equilibrium", network, params, inputs, targets)
@@ -163,7 +165,7 @@ def linear_equilibrium(
       The state with its residual, which is large if a layer is not affine.
 
     Raises:
-      TypeError: if inputs or targets are not floats.
+      TypeError: if inputs, targets or parameters are not floats.
       ValueError: if a layer has an activation function, a weight is a function, or
         the arguments do not fit the network.
     """

@@ -57,7 +57,7 @@ def incremental(
       others are as in `value_and_grad`, whose errors it raises.
 
     Raises:
-      TypeError: if network, method, `tx`, output or clamp is none.
+      TypeError: if network, method, `tx`, output or clamp is no such thing.
     """
     check_parts("incremental", network=network, method=method, tx=tx)
     check_parts("incremental", output=output, clamp=clamp)

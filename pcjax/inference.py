@@ -166,7 +166,7 @@ def infer(
 
     Raises:
       TypeError: if inputs, targets or parameters are not floats, weights not real, or
-        network, method, output or clamp is none.
+        network, method, output or clamp is no such thing.
       ValueError: if parameters, inputs and targets do not fit the network, the
         batch is empty, or weights are negative or infinite.
     """

@@ -143,7 +143,7 @@ def value_and_grad(
       a tree like `params`. It raises what `infer` raises.
 
     Raises:
-      TypeError: if network, method, output or a clamp is none.
+      TypeError: if network, method, output or a clamp is no such thing.
     """
     check_parts("value_and_grad", network=network, method=method)
     check_parts("value_and_grad", output=output, clamp=clamp)

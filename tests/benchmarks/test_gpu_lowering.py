@@ -1,7 +1,7 @@
 """Training iterations as JAX hands them to the compiler of a GPU, without a GPU.
 
 Seen is that they lower, that nothing meant for CPUs is in them, and how many products
-they launch; not what XLA makes of them.
+they have; not what XLA makes of them.
 """
 
 import jax
@@ -47,7 +47,7 @@ def _count(text):
 @pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("net", SMALL)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_five_networks_launch_no_more_products_than_one(net, name):
+def test_five_networks_are_as_many_products_as_one(net, name):
     load = SMALL[net]()
     program = PROGRAMS[name](load)
     state = workloads.start(load, program)

@@ -1,6 +1,7 @@
 """The profile of a training run."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,25 @@ def test_own_time_leaves_out_what_is_inside():
         own[name] = own.get(name, 0) + time
     assert own == {"loop": 5, "a": 4, "b": 1, "c": 1}
     assert whole_run._covered([*events, ("d", 9, 11)]) == 12
+
+
+def _profile(name, *events):
+    events = [
+        SimpleNamespace(
+            name=kernel, start_ns=start, duration_ns=3, stats=op and [("hlo_op", op)]
+        )
+        for kernel, op, start in events
+    ]
+    return SimpleNamespace(name=name, lines=[SimpleNamespace(events=events)])
+
+
+def test_the_host_of_a_gpu_is_not_counted():
+    host = _profile("/host:CPU", ("dot.1", "dot.1", 0), ("Python", (), 1))
+    gpu = _profile("/device:GPU:0", ("gemm", "dot.1", 5), ("memcpy", (), 2))
+    assert whole_run._instructions([host]) == [[("dot.1", 0, 3)]]
+    assert whole_run._instructions([host, gpu]) == [
+        [("memcpy", 2, 5), ("dot.1", 5, 8)],
+    ]
 
 
 def test_kinds_of_instructions():
