@@ -59,6 +59,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         epochs=size.epochs,
         extra=reconstruct,
         on_nonfinite=config.on_nonfinite,
+        in_turn=config.preset != "paper",
     )
     return {
         "dataset": config.dataset_name,

@@ -100,6 +100,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         keys,
         epochs=size.epochs,
         on_nonfinite=config.on_nonfinite,
+        in_turn=config.preset != "paper",
     )
     curves = timeless(run, config.net, trained)
     measures = ("top1", "top5") if images.num_classes > 10 else ("top1",)

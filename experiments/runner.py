@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,9 @@ class Record(NamedTuple):
       train_loss: [runs], mean loss of the training batches.
       rising: [runs], the fraction of training examples whose inference diverged.
       test: measures of the test set by name, each [runs].
-      validation: the same of the validation set; None without one.
+      halves: the same of its images of even and of odd index, [2, runs]: an epoch
+        chosen on one half can be judged on the other.
+      validation: measures of the validation set; None without one.
     """
 
     epoch: int
@@ -53,6 +56,7 @@ class Record(NamedTuple):
     train_loss: np.ndarray
     rising: np.ndarray
     test: dict[str, np.ndarray]
+    halves: dict[str, np.ndarray]
     validation: dict[str, np.ndarray] | None
 
 
@@ -125,10 +129,14 @@ class Trainer:
         self._epoch = _compile(
             epoch, (self._hyper, self._state), task.train, donate_argnums=1
         )
+        halves = [jax.tree.map(lambda x, k=k: x[k::2], task.test) for k in range(2)]
+        self._data = {"even": halves[0], "odd": halves[1]}
+        if task.validation is not None:
+            self._data["validation"] = task.validation
+        sizes = {len(data.images): data for data in self._data.values()}
         self._evaluate = {
-            name: _compile(evaluate, (self._state,), data)
-            for name, data in (("test", task.test), ("validation", task.validation))
-            if data is not None
+            size: _compile(evaluate, (self._state,), data)
+            for size, data in sizes.items()
         }
         self.compile_seconds = time.perf_counter() - started
         self.optimizer_state_bytes = sum(
@@ -161,17 +169,28 @@ class Trainer:
                 self._state,
             )
         energy, loss, rising = (self._mean(np.asarray(metric)) for metric in metrics)
-        measured: dict[str, Any] = {"test": None, "validation": None}
-        for name, evaluate in self._evaluate.items():
-            values = jax.device_get(evaluate(self._state, getattr(self._task, name)))
-            named = values._asdict() if hasattr(values, "_asdict") else {"loss": values}
-            measured[name] = named
+        measured = {name: self._measure(data) for name, data in self._data.items()}
+        halves = [measured.pop(name) for name in ("even", "odd")]
+        weights = [len(self._data[name].images) for name in ("even", "odd")]
+        halved = {name: np.stack([half[name] for half in halves]) for name in halves[0]}
+        test = {
+            name: np.average(rows, axis=0, weights=weights)
+            for name, rows in halved.items()
+        }
         epoch = len(self.records) + 1
-        record = Record(epoch, seconds, energy, loss, rising, **measured)
+        validation = measured.get("validation")
+        record = Record(epoch, seconds, energy, loss, rising, test, halved, validation)
         # As JSON has it, so that an interrupted run cannot differ from another.
         self.records.append(_record(plain(record._asdict())))
         self._save()
         return self.records[-1]
+
+    def _measure(self, data: training.Data) -> dict[str, np.ndarray]:
+        """The measures of a data set by name, each [runs]."""
+        evaluate = self._evaluate[len(data.images)]
+        values = jax.device_get(evaluate(self._state, data))
+        named = values._asdict() if hasattr(values, "_asdict") else {"loss": values}
+        return {name: np.asarray(row, np.float64) for name, row in named.items()}
 
     def _save(self) -> None:
         now = time.perf_counter()
@@ -256,7 +275,7 @@ def curves(records: Sequence[Record]) -> Curves:
 
     return {
         name: stack([getattr(record, name) for record in records])
-        for name in ("train_loss", "energy", "rising", "test", "validation")
+        for name in ("train_loss", "energy", "rising", "test", "halves", "validation")
         if getattr(records[0], name) is not None
     }
 
@@ -273,6 +292,7 @@ def train_methods(
     hyper: Callable[[Method], Hyper] | None = None,
     extra: Callable[[Trainer], dict] = lambda trainer: {},
     on_nonfinite: OnNonFinite | None = None,
+    in_turn: bool = True,
 ) -> dict[str, Curves]:
     """Trains methods as a part of an experiment that can be interrupted.
 
@@ -287,6 +307,9 @@ def train_methods(
       hyper: `method -> Hyper` of the runs; by default that of the settings.
       extra: what else to keep of a trained method, in JSON types.
       on_nonfinite: see `Trainer`; None suits grids, where some runs are to fail.
+      in_turn: whether methods take turns by the epoch, so that their times are of the
+        same minutes; otherwise each is a part of its own, `part-METHOD`, so that of
+        a run of many hours what is finished is kept.
 
     Returns:
       For each method by name its `Curves`, with "seconds" [epochs],
@@ -299,7 +322,7 @@ def train_methods(
     epochs = epochs or settings.epochs
     skips = on_nonfinite == "skip"
 
-    def compute():
+    def compute(methods):
         folder = run.checkpoints(part)
         with Live(part, [method.name for method in methods], epochs) as live:
             trainers = []
@@ -333,7 +356,10 @@ def train_methods(
             for trainer in trainers
         }
 
-    trained = run.part(part, compute)
+    groups = {part: methods} if in_turn else {f"{part}-{m.name}": [m] for m in methods}
+    trained = {}
+    for name, group in groups.items():
+        trained |= run.part(name, partial(compute, group))
     shutil.rmtree(run.checkpoints(part), ignore_errors=True)
     return trained
 
