@@ -22,7 +22,7 @@ from rich.table import Column, Table
 
 from benchmarks import timing, workloads
 from pcjax import training
-from pcjax.learning import Info
+from pcjax.learning.gradients import Info
 
 
 @dataclass(frozen=True)

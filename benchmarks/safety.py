@@ -24,8 +24,9 @@ from rich.table import Column, Table
 import pcjax
 from benchmarks import timing, workloads
 from benchmarks.epoch import PREPARE
-from pcjax import finite, training
-from pcjax.checkpoints import Checkpoints
+from pcjax import training
+from pcjax.checkpoints.checkpoints import Checkpoints
+from pcjax.optimizers import finite
 
 
 @dataclass(frozen=True)

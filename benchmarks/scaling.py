@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks import hlo, payoff, timing, workloads
-from pcjax import sharding
+from pcjax.training import sharding
 
 
 @dataclass(frozen=True)

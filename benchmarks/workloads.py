@@ -10,7 +10,7 @@ import optax
 import pcjax
 from benchmarks import hlo
 from pcjax import training
-from pcjax.learning import Update
+from pcjax.learning.gradients import Update
 
 
 class Workload(NamedTuple):

@@ -35,8 +35,8 @@ from rich.table import Table
 
 import pcjax
 from experiments import data
-from pcjax.finite import NonFiniteError
-from pcjax.locks import FolderLock
+from pcjax.checkpoints.locks import FolderLock
+from pcjax.optimizers.finite import NonFiniteError
 
 Preset = Literal["smoke", "cpu", "paper"]
 MARKS = {True: "holds", False: "does not hold", None: ""}  # of a claim

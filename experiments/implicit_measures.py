@@ -11,11 +11,11 @@ from jax.flatten_util import ravel_pytree
 
 import pcjax
 from experiments.implicit_rules import Problem, Rule, relaxation, sequential
-from pcjax.equilibrium import infer_to_equilibrium
-from pcjax.newton import newton_step
-from pcjax.normalised import squared_norms
-from pcjax.proximal import compare, example_loss, proximal_step
-from pcjax.theorem1 import inference_step, limit_gap
+from pcjax.inference.equilibrium import infer_to_equilibrium
+from pcjax.optimizers.normalised import squared_norms
+from pcjax.theory.newton import newton_step
+from pcjax.theory.proximal import compare, example_loss, proximal_step
+from pcjax.theory.theorem1 import inference_step, limit_gap
 
 
 def proximal_steps(network, params, inputs, targets, beta, max_steps, tolerance):

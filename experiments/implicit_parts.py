@@ -12,8 +12,8 @@ from experiments import implicit_measures as measures
 from experiments import implicit_rules as rules
 from experiments.implicit_measures import summary
 from experiments.implicit_rules import Problem
-from pcjax.proximal import batch_loss, compare, proximal_step
-from pcjax.theorem1 import lemma1_weights, proximal_weights
+from pcjax.theory.proximal import batch_loss, compare, proximal_step
+from pcjax.theory.theorem1 import lemma1_weights, proximal_weights
 
 KINK_STEPS = 300  # of the solver; with ReLU more do not help
 ALPHA = 0.05  # one static step size for all layers

@@ -9,8 +9,8 @@ import optax
 
 import pcjax
 from pcjax.energy import Weights, error_weights, weigh
-from pcjax.normalised import normalised_step_size
-from pcjax.theorem1 import (
+from pcjax.optimizers.normalised import normalised_step_size
+from pcjax.theory.theorem1 import (
     inference_step,
     lemma1_weights,
     proximal_weights,

@@ -13,9 +13,10 @@ import optax
 
 import pcjax
 from experiments.settings import Settings
-from pcjax import normalised, training
-from pcjax.diagnosis import NonFinite, diagnose
-from pcjax.learning import Update
+from pcjax import training
+from pcjax.learning.gradients import Update
+from pcjax.optimizers import normalised
+from pcjax.training.diagnosis import NonFinite, diagnose
 
 
 class Hyper(NamedTuple):

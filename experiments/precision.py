@@ -28,8 +28,9 @@ from rich.table import Table
 
 import pcjax
 from experiments import data
-from pcjax import evaluation, training
-from pcjax.learning import GradFn
+from pcjax import training
+from pcjax.learning.gradients import GradFn
+from pcjax.training import evaluation
 
 
 @dataclass(frozen=True)

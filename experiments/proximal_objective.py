@@ -29,7 +29,7 @@ from experiments.proximal_plots import plot
 from experiments.rank_one import StepRule, own_updates
 from experiments.tasks import Task, make_task
 from pcjax import training
-from pcjax.kernel import InferenceState, Problem, state_energy
+from pcjax.inference.kernel import InferenceState, Problem, state_energy
 
 BETAS = (0.01, 0.1, 1.0, 10.0, 100.0)
 CHUNK = 500  # images that are measured at a time; results do not depend on it

@@ -25,7 +25,7 @@ from experiments import data, methods, report, runner
 from experiments.harness import command, plain, write_json
 from experiments.settings import Settings, settings
 from experiments.tasks import make_task
-from pcjax.finite import NonFiniteError
+from pcjax.optimizers.finite import NonFiniteError
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import optax
 
 from pcjax.energy import weigh
-from pcjax.kernel import InferenceState
-from pcjax.networks import Network, Params
-from pcjax.normalised import normalised_step_size, squared_norms
+from pcjax.inference.kernel import InferenceState
+from pcjax.networks.network import Network, Params
+from pcjax.optimizers.normalised import normalised_step_size, squared_norms
 
 # The step sizes alpha_0..alpha_{L-1} at a state, numbers or [B] each.
 StepRule = Callable[[InferenceState], Sequence[jax.Array | float]]

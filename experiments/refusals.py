@@ -7,7 +7,7 @@ from experiments.methods import Hyper, Method
 from experiments.settings import Settings
 from experiments.tasks import Task
 from pcjax import training
-from pcjax.finite import NonFiniteError
+from pcjax.optimizers.finite import NonFiniteError
 
 
 def mean_of_kept(metric: np.ndarray) -> np.ndarray:

@@ -23,9 +23,11 @@ from experiments.refusals import mean_of_kept, raise_if_refused
 from experiments.report import Live
 from experiments.settings import Settings
 from experiments.tasks import Task
-from pcjax import evaluation, finite, training
-from pcjax.checkpoints import Checkpoints
-from pcjax.finite import OnNonFinite
+from pcjax import training
+from pcjax.checkpoints.checkpoints import Checkpoints
+from pcjax.optimizers import finite
+from pcjax.optimizers.finite import OnNonFinite
+from pcjax.training import evaluation
 
 CHECKPOINT_SECONDS = 20.0  # at least so long between checkpoints of a trainer
 
@@ -357,7 +359,7 @@ def train_methods(
         }
 
     groups = {part: methods} if in_turn else {f"{part}-{m.name}": [m] for m in methods}
-    trained = {}
+    trained: dict[str, Curves] = {}
     for name, group in groups.items():
         trained |= run.part(name, partial(compute, group))
     shutil.rmtree(run.checkpoints(part), ignore_errors=True)

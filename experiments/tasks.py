@@ -10,7 +10,8 @@ import numpy as np
 import pcjax
 from experiments.data import Dataset, Split, validation_split
 from experiments.settings import Net, Settings
-from pcjax import evaluation, training
+from pcjax import training
+from pcjax.training import evaluation
 
 
 @dataclass(frozen=True)

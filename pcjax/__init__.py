@@ -1,24 +1,78 @@
-"""Predictive coding networks in JAX."""
+"""Predictive coding networks in JAX.
 
-from pcjax import backprop, diagnosis, evaluation, finite, sharding, training
+Floor by floor, from the ground: `checks`, `numerics`, `networks`, `energy`,
+`optimizers`, `inference`, `learning`, `theory`, `training`. An import goes to the same
+floor or one below. `checkpoints` stands on its own.
+"""
+
+import sys as _sys
+
 from pcjax.energy import free_energy, free_energy_per_layer, prediction_errors
-from pcjax.incremental import incremental
-from pcjax.inference import infer, sequential, simultaneous
-from pcjax.kernel import Inference, InferenceState, Method
-from pcjax.layers import autoencoder, conv, convnet, dense, mlp
-from pcjax.learning import Info, local_gradients, value_and_grad
-from pcjax.modules import from_linen, from_nnx
-from pcjax.mq import ScaleByMQState, mq, scale_by_mq
-from pcjax.networks import Layer, Network, feedforward
-from pcjax.outputs import (
+from pcjax.inference import (
+    Inference,
+    InferenceState,
+    Method,
+    equilibrium,
+    infer,
+    kernel,
+    sequential,
+    simultaneous,
+)
+from pcjax.learning import (
+    Info,
+    backprop,
+    incremental,
+    local_gradients,
+    value_and_grad,
+)
+from pcjax.networks import (
     Clamp,
+    Layer,
+    Network,
     Output,
+    autoencoder,
+    conv,
+    convnet,
+    dense,
+    feedforward,
+    from_linen,
+    from_nnx,
     full_clamp,
     identity,
+    layers,
+    mlp,
+    modules,
+    outputs,
     sigmoid,
     soft_clamp,
     softmax,
 )
+from pcjax.optimizers import ScaleByMQState, finite, mq, normalised, scale_by_mq
+from pcjax.theory import newton, proximal, theorem1
+from pcjax.training import diagnosis, evaluation, sharding
+
+# Modules that once were files of pcjax itself are found under that name, too, as in
+# `from pcjax.finite import guard`.
+for _module in (
+    backprop,
+    diagnosis,
+    equilibrium,
+    evaluation,
+    finite,
+    kernel,
+    layers,
+    modules,
+    newton,
+    normalised,
+    outputs,
+    proximal,
+    sharding,
+    theorem1,
+):
+    _sys.modules[f"pcjax.{_module.__name__.rpartition('.')[2]}"] = _module
+for _name in ("mq", "incremental"):  # these are functions of the same name, too
+    _home = {"mq": "optimizers", "incremental": "learning"}[_name]
+    _sys.modules[f"pcjax.{_name}"] = _sys.modules[f"pcjax.{_home}.{_name}"]
 
 __all__ = [
     "Clamp",

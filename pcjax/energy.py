@@ -18,14 +18,14 @@ from pcjax.checks import (
     check_real,
     check_sequence,
 )
-from pcjax.networks import (
+from pcjax.networks.network import (
     Network,
     Params,
     check_inputs,
     check_params,
     explain,
 )
-from pcjax.outputs import Output, identity
+from pcjax.networks.outputs import Output, identity
 
 # A number, one value per layer, [layers, B], or a function
 # (activities, errors) -> one of these, called at every inference iteration.

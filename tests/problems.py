@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 import pcjax
-from pcjax.networks import Layer, Network
+from pcjax.networks.network import Layer, Network
 
 # The programs of tests run a few times: what counts is how fast they compile.
 quick_jit = partial(

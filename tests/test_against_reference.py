@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import pcjax
-from pcjax.mq import mq as mq_transform
+from pcjax.optimizers.mq import mq as mq_transform
 from tests.reference import cases, inference, learning, mq, over_batch
 from tests.reference.both_sides import (
     BATCH,

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import pcjax
-from pcjax.networks import Network
+from pcjax.networks.network import Network
 from tests import problems
 
 CASE = problems.dense_case((3, 4, 5, 2))  # a batch of 5

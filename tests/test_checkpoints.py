@@ -21,8 +21,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 import pcjax
-from pcjax import storage, training
-from pcjax.checkpoints import CheckpointError, Checkpoints, CheckpointWarning
+from pcjax import training
+from pcjax.checkpoints import storage
+from pcjax.checkpoints.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    CheckpointWarning,
+)
 from tests.problems import compilations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,7 +213,7 @@ def test_sharded_arrays_come_back_sharded(tmp_path):
         import sys
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
-        from pcjax.checkpoints import Checkpoints
+        from pcjax.checkpoints.checkpoints import Checkpoints
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
         rows = NamedSharding(mesh, PartitionSpec("x"))
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -305,7 +310,7 @@ def test_it_is_quiet_leaves_no_thread_and_does_not_slow_the_import(tmp_path):
     code = """
         import sys, threading, numpy as np, pcjax
         print("orbax" in sys.modules, "pcjax.checkpoints" in sys.modules)
-        from pcjax.checkpoints import Checkpoints
+        from pcjax.checkpoints.checkpoints import Checkpoints
         with Checkpoints(sys.argv[1]) as checkpoints:
             checkpoints.restore({})
             for step in range(3):
@@ -532,7 +537,7 @@ def test_a_damaged_checkpoint_makes_way_for_a_new_one(tmp_path):
 
 WRITER = """
     import sys, jax, jax.numpy as jnp
-    from pcjax.checkpoints import Checkpoints
+    from pcjax.checkpoints.checkpoints import Checkpoints
     template = {"w": jnp.zeros((300, 100)), "key": jax.random.key(0)}
     with Checkpoints(sys.argv[1]) as checkpoints:
         restored = checkpoints.restore(template)
@@ -598,7 +603,7 @@ def test_the_second_writer_is_refused(tmp_path, faults):
     )
     code = """
         import sys, time
-        from pcjax.checkpoints import Checkpoints
+        from pcjax.checkpoints.checkpoints import Checkpoints
         checkpoints = Checkpoints(sys.argv[1])
         print("open", flush=True)
         time.sleep(60)
@@ -668,7 +673,7 @@ def test_a_failed_save_is_raised_by_the_next_call(tmp_path, call):
 def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path, faults):
     code = """
         import resource, sys, numpy as np
-        from pcjax.checkpoints import CheckpointError, Checkpoints
+        from pcjax.checkpoints.checkpoints import CheckpointError, Checkpoints
         noise = np.random.default_rng(0).normal(size=100_000)
         with Checkpoints(sys.argv[1]) as checkpoints:
             checkpoints.save(1, noise)

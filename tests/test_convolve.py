@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcjax import convolve
+from pcjax.numerics import convolve
 
 SHAPES = {  # input, kernel, strides; some leave a remainder at the border
     "square": ((2, 7, 7, 3), (3, 3, 3, 4), (2, 2)),

@@ -9,7 +9,8 @@ import pytest
 
 import pcjax
 from benchmarks import hlo
-from pcjax import convolve, precision, training
+from pcjax import training
+from pcjax.numerics import convolve, precision
 
 METHODS = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}
 

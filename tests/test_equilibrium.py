@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import pcjax
-from pcjax.equilibrium import infer_to_equilibrium, linear_equilibrium
-from pcjax.networks import linear
+from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.networks.network import linear
 from tests import problems
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 import pcjax
-from pcjax import diagnosis, finite, training
+from pcjax import training
+from pcjax.optimizers import finite
+from pcjax.training import diagnosis
 
 SIZES = (6, 8, 7, 4)
 NETWORK = pcjax.mlp(SIZES)

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import pcjax
-from pcjax.mq import ScaleByMQState, mq, scale_by_mq
+from pcjax.optimizers.mq import ScaleByMQState, mq, scale_by_mq
 from tests.problems import quick_jit
 from tests.reference.mq import MQ
 
@@ -436,7 +436,7 @@ def test_gradients_may_be_sharded_over_any_axis():
     program = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from pcjax.mq import scale_by_mq
+from pcjax.optimizers.mq import scale_by_mq
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
 values = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
 tx = scale_by_mq(0.0)

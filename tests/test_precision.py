@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import pcjax
-from pcjax import precision
-from pcjax.equilibrium import infer_to_equilibrium
+from pcjax.inference.equilibrium import infer_to_equilibrium
+from pcjax.numerics import precision
 from tests import problems
 
 # Without the option XLA may leave out a rounding where it computes in float32 anyway.

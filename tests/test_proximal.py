@@ -10,15 +10,15 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import pcjax
-from pcjax.equilibrium import infer_to_equilibrium
-from pcjax.newton import newton_step
-from pcjax.normalised import (
+from pcjax.inference.equilibrium import infer_to_equilibrium
+from pcjax.optimizers.normalised import (
     normalised_step_size,
     normalised_weights,
     scale_by_squared_norms,
     squared_norms,
 )
-from pcjax.proximal import (
+from pcjax.theory.newton import newton_step
+from pcjax.theory.proximal import (
     batch_loss,
     compare,
     example_loss,
@@ -26,7 +26,7 @@ from pcjax.proximal import (
     proximal_objective,
     proximal_step,
 )
-from pcjax.theorem1 import (
+from pcjax.theory.theorem1 import (
     inference_step,
     lemma1_weights,
     limit_gap,

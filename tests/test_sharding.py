@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from pcjax import sharding
+from pcjax.training import sharding
 from tests.devices import pair
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import pcjax
-from pcjax import evaluation, training
+from pcjax import training
+from pcjax.training import evaluation
 from tests.problems import compilations
 
 RANDOM = np.random.default_rng(0)

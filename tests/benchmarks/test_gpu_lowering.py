@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 from benchmarks import workloads
-from pcjax import finite
+from pcjax.optimizers import finite
 
 SMALL = {
     "mlp": lambda: workloads.mlp(4, 32),

@@ -13,7 +13,8 @@ import pytest
 
 import pcjax
 from benchmarks import hlo
-from pcjax import evaluation, sharding, training
+from pcjax import training
+from pcjax.training import evaluation, sharding
 from tests.problems import compilations, dense_case, make, quick_jit
 
 SIZES = (12, 24, 16, 4)

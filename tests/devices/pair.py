@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import pcjax
-from pcjax import sharding, training
+from pcjax import training
+from pcjax.training import sharding
 
 NETWORK = pcjax.mlp([6, 9, 7, 4])
 TX = pcjax.mq(1e-3)

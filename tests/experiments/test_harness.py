@@ -9,7 +9,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness import Claim, Experiment, Options, Run, execute
-from pcjax.locks import FolderLock
+from pcjax.checkpoints.locks import FolderLock
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from experiments.proximal_objective import BETAS, Config, along_inference, summa
 from experiments.rank_one import normalised_steps, optimizer_steps, own_updates
 from experiments.settings import settings
 from experiments.tasks import Task
-from pcjax import evaluation, training
-from pcjax.proximal import proximal_objective as objective
+from pcjax import training
+from pcjax.theory.proximal import proximal_objective as objective
+from pcjax.training import evaluation
 from tests.problems import Case, dense_case, descend, make
 
 IMAGES, CLASSES, CHUNK = 7, 4, 3  # the last chunk is not full

@@ -20,7 +20,8 @@ from experiments.harness import Run
 from experiments.methods import Hyper, select
 from experiments.settings import settings
 from experiments.tasks import make_task
-from pcjax import finite, training
+from pcjax import training
+from pcjax.optimizers import finite
 
 ROOT = Path(__file__).parents[2]
 SMALL = dataclasses.replace(settings("mlp", "digits"), hidden=(16, 16))

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 import pcjax
-from pcjax import finite, training
-from pcjax.networks import Network
+from pcjax import training
+from pcjax.networks.network import Network
+from pcjax.optimizers import finite
 from tests.inputs.draws import (
     KEY,
     METHODS,

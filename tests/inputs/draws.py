@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import pcjax
-from pcjax.networks import Network
+from pcjax.networks.network import Network
 
 METHODS = (pcjax.sequential, pcjax.simultaneous)
 OUTPUTS = (pcjax.softmax, pcjax.sigmoid, pcjax.identity)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import pcjax
-from pcjax import evaluation, sharding, training
+from pcjax import training
+from pcjax.training import evaluation, sharding
 from tests.inputs.draws import (
     KEY,
     NO_COUNTS,

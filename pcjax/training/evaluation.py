@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.checks import check_count
-from pcjax.networks import Network, Params
-from pcjax.outputs import Output
-from pcjax.training import Data, Prepare, rows
+from pcjax.networks.network import Network, Params
+from pcjax.networks.outputs import Output
+from pcjax.training.epoch import Data, Prepare, rows
 
 # (logits, targets, labels) -> pytree of [B]
 Measure = Callable[[jax.Array, jax.Array, jax.Array], Any]

@@ -22,8 +22,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from pcjax.checks import check_non_negative
-from pcjax.networks import Network, Params, check_batch
-from pcjax.outputs import Output, identity
+from pcjax.networks.network import Network, Params, check_batch
+from pcjax.networks.outputs import Output, identity
 
 LossFn = Callable[[Any], jax.Array]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from pcjax.checks import check_non_negative
-from pcjax.proximal import (
+from pcjax.theory.proximal import (
     LossFn,
     Step,
     check_positive,

@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 from pcjax.checks import check_count, check_parts, is_int
-from pcjax.finite import descend
-from pcjax.learning import GradFn, Update
-from pcjax.networks import Network, Params
+from pcjax.learning.gradients import GradFn, Update
+from pcjax.networks.network import Network, Params
+from pcjax.optimizers.finite import descend
 
 
 class Data(NamedTuple):

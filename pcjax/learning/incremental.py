@@ -8,8 +8,7 @@ import optax
 
 from pcjax.checks import check_parts
 from pcjax.energy import Weights
-from pcjax.finite import descend
-from pcjax.kernel import (
+from pcjax.inference.kernel import (
     Method,
     Problem,
     at_rest,
@@ -18,9 +17,10 @@ from pcjax.kernel import (
     predict,
     state_energy,
 )
-from pcjax.learning import Info, Update, pulled_gradients
-from pcjax.networks import Network, check_batch
-from pcjax.outputs import Clamp, Output, full_clamp, identity
+from pcjax.learning.gradients import Info, Update, pulled_gradients
+from pcjax.networks.network import Network, check_batch
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+from pcjax.optimizers.finite import descend
 
 
 def incremental(

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from pcjax.energy import Activities, Errors
-from pcjax.networks import Network
+from pcjax.networks.network import Network
 
 
 def squared_norms(

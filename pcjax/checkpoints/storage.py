@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pcjax.leaves import Leaf
+from pcjax.checkpoints.leaves import Leaf
 
 # Part of every name of what is not whole; Orbax adds to it for its own purposes.
 UNFINISHED = ".unfinished"

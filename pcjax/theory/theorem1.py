@@ -23,11 +23,11 @@ import jax.numpy as jnp
 
 from pcjax.checks import check_non_negative
 from pcjax.energy import Activities, Errors
-from pcjax.learning import local_gradients
-from pcjax.networks import Network, Params, feedforward
-from pcjax.normalised import squared_norms
-from pcjax.outputs import Clamp, Output, identity
-from pcjax.proximal import check_positive
+from pcjax.learning.gradients import local_gradients
+from pcjax.networks.network import Network, Params, feedforward
+from pcjax.networks.outputs import Clamp, Output, identity
+from pcjax.optimizers.normalised import squared_norms
+from pcjax.theory.proximal import check_positive
 
 # alpha_l: a number, a function of ||f(h_l)||^2 [B], or one of these for each layer.
 StepSizes = Any

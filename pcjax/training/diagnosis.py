@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcjax import backprop
 from pcjax.energy import Weights
-from pcjax.finite import fits
-from pcjax.incremental import incremental
-from pcjax.inference import infer
-from pcjax.kernel import InferenceState, Method
-from pcjax.learning import value_and_grad
-from pcjax.networks import Network, Params, feedforward
-from pcjax.outputs import Clamp, Output, full_clamp, identity
+from pcjax.inference.kernel import InferenceState, Method
+from pcjax.inference.methods import infer
+from pcjax.learning import backprop
+from pcjax.learning.gradients import value_and_grad
+from pcjax.learning.incremental import incremental
+from pcjax.networks.network import Network, Params, feedforward
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+from pcjax.optimizers.finite import fits
 
 _MADE = ("gradient", "optimizer state", "update")  # in a step, in this order
 _OF_LAYERS = ("parameter", "gradient", "update", "new parameter")

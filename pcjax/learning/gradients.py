@@ -15,7 +15,7 @@ from pcjax.energy import (
     free_energy,
     weigh,
 )
-from pcjax.kernel import (
+from pcjax.inference.kernel import (
     InferenceState,
     Method,
     Problem,
@@ -23,8 +23,8 @@ from pcjax.kernel import (
     run,
     state_energy,
 )
-from pcjax.networks import Network, Params, check_batch
-from pcjax.outputs import Clamp, Output, full_clamp, identity
+from pcjax.networks.network import Network, Params, check_batch
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
 
 
 class Info(NamedTuple):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from pcjax.networks import Activation, Layer, Params, linear
+from pcjax.networks.network import Activation, Layer, Params, linear
 
 
 def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:

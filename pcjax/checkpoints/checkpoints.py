@@ -16,8 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from pcjax import leaves, storage
-from pcjax.locks import FolderLock
+from pcjax.checkpoints import leaves, storage
+from pcjax.checkpoints.locks import FolderLock
 
 
 class CheckpointError(RuntimeError):

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey, SequenceKey
 
-from pcjax.reductions import sum_magnitudes
+from pcjax.numerics.reductions import sum_magnitudes
 
 KeyPath = tuple[Any, ...]
 # Where a leaf sits in the tree -> the layer it belongs to.

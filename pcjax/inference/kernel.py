@@ -26,9 +26,9 @@ from pcjax.energy import (
     is_zero,
     weigh,
 )
-from pcjax.networks import Layer, Network, Params
-from pcjax.outputs import Clamp, Output
-from pcjax.precision import Anchor
+from pcjax.networks.network import Layer, Network, Params
+from pcjax.networks.outputs import Clamp, Output
+from pcjax.numerics.precision import Anchor
 
 OptState = Any  # state of the optimizer that moves the activities
 Pullback = Callable[[jax.Array], tuple[Any, ...]]

@@ -16,9 +16,9 @@ import optax
 
 from pcjax.checks import check_non_negative, check_parts
 from pcjax.energy import Weights
-from pcjax.kernel import Inference, InferenceState, Method, Problem, run
-from pcjax.networks import Network, Params, check_batch
-from pcjax.outputs import Clamp, Output, full_clamp, identity
+from pcjax.inference.kernel import Inference, InferenceState, Method, Problem, run
+from pcjax.networks.network import Network, Params, check_batch
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
 
 
 def simultaneous(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcjax.checks import check_float, check_parts, check_sequence
-from pcjax.precision import Anchor
+from pcjax.numerics.precision import Anchor
 
 Params = Any  # the pytree of one layer's parameters
 Activation = Callable[[jax.Array], jax.Array]

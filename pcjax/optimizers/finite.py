@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from pcjax.checks import check_parts
-from pcjax.reductions import on_one_cpu, sum_magnitudes
+from pcjax.numerics.reductions import on_one_cpu, sum_magnitudes
 
 OnNonFinite = Literal["stop", "skip"]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pcjax.checks import check_non_negative, check_parts
 from pcjax.energy import Weights, decay_weights, error_weights
-from pcjax.kernel import (
+from pcjax.inference.kernel import (
     InferenceState,
     Method,
     Problem,
@@ -17,8 +17,8 @@ from pcjax.kernel import (
     observe,
     predict,
 )
-from pcjax.networks import Network, Params, check_batch, linear
-from pcjax.outputs import Clamp, Output, full_clamp, identity, soft_clamp
+from pcjax.networks.network import Network, Params, check_batch, linear
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, soft_clamp
 
 
 class Equilibrium(NamedTuple):

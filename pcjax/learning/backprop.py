@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.checks import check_parts
-from pcjax.learning import GradFn, Info
-from pcjax.networks import Network, check_batch
-from pcjax.outputs import Output, identity
+from pcjax.learning.gradients import GradFn, Info
+from pcjax.networks.network import Network, check_batch
+from pcjax.networks.outputs import Output, identity
 
 
 def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:

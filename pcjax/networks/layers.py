@@ -8,8 +8,15 @@ from typing import Any
 import jax
 
 from pcjax.checks import check_count, is_int
-from pcjax.networks import Activation, Layer, Network, Params, linear
-from pcjax.precision import Bilinear, Product, convolution, matmul, plain, rounded
+from pcjax.networks.network import Activation, Layer, Network, Params, linear
+from pcjax.numerics.precision import (
+    Bilinear,
+    Product,
+    convolution,
+    matmul,
+    plain,
+    rounded,
+)
 
 
 def uniform_fan_in(

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcjax.convolve import by_xla, convolve
+from pcjax.numerics.convolve import by_xla, convolve
 
 
 class Anchor(NamedTuple):

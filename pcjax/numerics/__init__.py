@@ -1,0 +1,4 @@
+"""How numbers are made: products, convolutions, sums and changes of functions.
+
+Nothing here knows of networks or energies.
+"""
