@@ -385,7 +385,7 @@ def descend(case, kind, num_steps, eps):
         for i in range(len(hidden) - 1, -1, -1):
             # The errors above i are those that the moves just made have left, the
             # predictions those of the old activities.
-            def energy(h, i=i, old=old, moved=moved, count=len(hidden)):
+            def energy(h, i=i, old=old, moved=moved):
                 below = [*old[:i], h, *old[i + 1 :]]
                 acts = [inputs, *below]
                 total = 0.0
@@ -393,7 +393,7 @@ def descend(case, kind, num_steps, eps):
                     zip(network.layers, params, network.reads, strict=True)
                 ):
                     p = layer.apply(theta, *[acts[j] for j in read])
-                    if k == count:
+                    if k == len(network.layers) - 1:
                         total += 0.5 * jnp.sum((targets - p) ** 2)
                     else:
                         node = (
