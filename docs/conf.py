@@ -1,12 +1,16 @@
 """How `make docs` builds the site."""
 
 import inspect
+import os
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the checkout is what is documented
+# The checkout is what is documented, here and in the pages that are executed.
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pcjax  # noqa: E402
 from pcjax.networks import outputs  # noqa: E402
@@ -44,6 +48,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_output_stderr = "remove"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 
