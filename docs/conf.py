@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Kernels of this machine talk to this process alone; that they do so in clear is no news.
+# Kernels warn at every start that they talk to this process in clear.
 PROFILE = ROOT / "docs" / "_build" / "ipython" / "profile_default"
 PROFILE.mkdir(parents=True, exist_ok=True)
 (PROFILE / "ipython_kernel_config.py").write_text('c.IPKernelApp.log_level = "ERROR"\n')
