@@ -4,7 +4,9 @@ Plain maths: whatever the inference and learning kernels compute is a derivative
 of `free_energy`, and the tests hold them to it.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +30,8 @@ from pcjax.networks.network import (
 from pcjax.networks.outputs import Output, identity
 
 # A number, one value per layer, [layers, B], or a function
-# (activities, errors) -> one of these, called at every inference iteration.
+# (activities, errors) -> one of these, called at every inference iteration; it may have
+# an argument `t`, the number of iterations made so far (int32 []).
 Weights = Any
 Activities = Sequence[jax.Array]
 Errors = tuple[jax.Array, ...]
@@ -44,7 +47,7 @@ def prediction_errors(
     """The local errors `e_l = h_l - p_l`, and `e_L = h_L - sigma(p_L)`.
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       params: their parameters.
       activities: `(h_0, ..., h_L)`, each [B, ...]; `h_0` is the input.
       output: link and loss of the last layer.
@@ -85,7 +88,7 @@ def free_energy(
     (5,)
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       params: their parameters.
       activities: `(h_0, ..., h_L)`, each [B, ...]; `h_0` is the input, `h_L` the
         clamped output.
@@ -157,38 +160,68 @@ def energy_terms(
 ) -> jax.Array:
     """Eq. 1 term by term from what inference has at hand, [L, B]."""
     terms = []
-    for layer, h, e, gamma, decay in zip(
-        network.layers[1:], activities[1:-1], errors[:-1], gammas, decays, strict=False
+    for index, (h, e, gamma, decay) in enumerate(
+        zip(activities[1:-1], errors[:-1], gammas, decays, strict=False), start=1
     ):
         term = 0.5 * _scaled(gamma, _squared_norm(e))
         if not is_zero(decay):
-            term += 0.5 * _scaled(decay, _squared_norm(layer.activation(h)))
+            values = network.activation(index)(h)
+            term += 0.5 * _scaled(decay, _squared_norm(values))
         terms.append(term)
     loss = output.loss(predictions[-1], activities[-1])
     return jnp.stack([*terms, _scaled(gammas[-1], loss)])
 
 
 def error_weights(
-    gamma: Weights, activities: Activities, errors: Errors
+    gamma: Weights,
+    activities: Activities,
+    errors: Errors,
+    t: Any = None,
+    function: str = "free_energy",
 ) -> list[jax.Array | float]:
-    """`[gamma_1, ..., gamma_L]`, each a number or [B]."""
+    """`[gamma_1, ..., gamma_L]`, each a number or [B]; `t` as of `call_at`."""
     count = len(errors)
     signed = callable(gamma)
     if signed:
-        gamma = gamma(activities, errors)
+        gamma = call_at("gamma", gamma, t, activities, errors)
+    checked = partial(_per_layer, function, "gamma", gamma, activities, signed)
     if _is_scalar(gamma) or len(gamma) == count - 1:
-        return [*_per_layer("gamma", gamma, count - 1, activities, signed), 1.0]
-    return _per_layer("gamma", gamma, count, activities, signed)
+        return [*checked(count - 1), 1.0]
+    return checked(count)
 
 
 def decay_weights(
-    decay: Weights, activities: Activities, errors: Errors
+    decay: Weights,
+    activities: Activities,
+    errors: Errors,
+    t: Any = None,
+    function: str = "free_energy",
 ) -> list[jax.Array | float]:
-    """`[decay_1, ..., decay_{L-1}]`, each a number or [B]."""
+    """`[decay_1, ..., decay_{L-1}]`, each a number or [B]; `t` as of `call_at`."""
     signed = callable(decay)
     if signed:
-        decay = decay(activities, errors)
-    return _per_layer("decay", decay, len(errors) - 1, activities, signed)
+        decay = call_at("decay", decay, t, activities, errors)
+    return _per_layer(function, "decay", decay, activities, signed, len(errors) - 1)
+
+
+def call_at(name: str, hook: Callable, t: Any, *args: Any) -> Any:
+    """Calls a user's gamma, decay or clamp, with `t=` if it has such an argument.
+
+    Raises:
+      ValueError: if it has one, but there is no inference and so no t.
+    """
+    try:
+        takes_t = "t" in inspect.signature(hook).parameters
+    except (TypeError, ValueError):  # a callable without a signature
+        takes_t = False
+    if not takes_t:
+        return hook(*args)
+    if t is None:
+        raise ValueError(
+            f"{name} depends on the inference iteration t, of which there is none "
+            "outside of inference; expected weights of one iteration."
+        )
+    return hook(*args, t=t)
 
 
 def weigh(weight: jax.Array | float, values: jax.Array) -> jax.Array:
@@ -218,12 +251,17 @@ def _is_scalar(value: Weights) -> bool:
 
 
 def _per_layer(
-    name: str, value: Weights, count: int, activities: Activities, signed: bool
+    function: str,
+    name: str,
+    value: Weights,
+    activities: Activities,
+    signed: bool,
+    count: int,
 ) -> list[jax.Array | float]:
     """One weight per layer, each a number or [B]; negative only if `signed`."""
     check = value if isinstance(value, list | tuple) else [value]
     for entry in check:
-        (check_real if signed else check_non_negative)("free_energy", name, entry)
+        (check_real if signed else check_non_negative)(function, name, entry)
     if _is_scalar(value):
         return [value] * count
     batch = activities[0].shape[0]
@@ -232,7 +270,7 @@ def _per_layer(
     if len(weights) != count or any(shape not in ((), (batch,)) for shape in shapes):
         counts = f"{count}" if name == "decay" else f"{len(activities) - 2}"
         raise ValueError(
-            f"free_energy: {name} must be a number or hold one weight (or one per "
+            f"{function}: {name} must be a number or hold one weight (or one per "
             f"example, [{batch}]) for each of the {counts} hidden layers"
             + ("" if name == "decay" else " and, if wished, the output")
             + f"; got {len(weights)} weights of shapes {shapes}."
@@ -266,8 +304,8 @@ def _predict(
     check_activities(function, network, params, activities)
     predictions = []
     for index, layer in enumerate(network.layers):
-        below = activities[index]
-        prediction = explain(index, below, layer.apply, params[index], below)
+        below = [activities[i] for i in network.reads[index]]
+        prediction = explain(index, below, layer.apply, params[index], *below)
         above = activities[index + 1]
         if prediction.shape != above.shape:
             raise ValueError(

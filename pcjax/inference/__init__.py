@@ -1,8 +1,8 @@
 """How activities move down the free energy (eq. 2).
 
-`kernel` is the one linearisation of a network at its feed-forward activities with the
-loops over it, `methods` holds the ways to move and `infer`, and `equilibrium` goes on
-until the activities rest.
+`origin` is the one linearisation of a network at its feed-forward activities, `kernel`
+the loop over it, `methods` holds the ways to move and `infer`, `keys` what is random,
+and `equilibrium` goes on until the activities rest.
 """
 
 from pcjax.inference.equilibrium import (
@@ -10,8 +10,9 @@ from pcjax.inference.equilibrium import (
     infer_to_equilibrium,
     linear_equilibrium,
 )
-from pcjax.inference.kernel import Inference, InferenceState, Method
+from pcjax.inference.kernel import Inference, Method
 from pcjax.inference.methods import infer, sequential, simultaneous
+from pcjax.inference.origin import InferenceState
 
 __all__ = [
     "Equilibrium",

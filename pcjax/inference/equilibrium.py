@@ -1,24 +1,20 @@
 """Inference run to equilibrium, and the exact equilibria of linear networks."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from pcjax.checks import check_non_negative, check_parts
-from pcjax.energy import Weights, decay_weights, error_weights
-from pcjax.inference.kernel import (
-    InferenceState,
-    Method,
-    Problem,
-    energy_gradient,
-    observe,
-    predict,
-)
+from pcjax.energy import Weights, decay_weights
+from pcjax.inference.kernel import Method, advance, begin
+from pcjax.inference.methods import check_start
+from pcjax.inference.origin import InferenceState, Origin, Problem, View
 from pcjax.networks.network import Network, Params, check_batch, linear
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, soft_clamp
+from pcjax.numerics.compiled import hashable, once_compiled
 
 
 class Equilibrium(NamedTuple):
@@ -50,6 +46,8 @@ def infer_to_equilibrium(
     gamma: Weights = 1.0,
     decay: Weights = 0.0,
     tolerance: float = 1e-8,
+    hidden: Sequence[jax.Array] | None = None,
+    key: jax.Array | None = None,
 ) -> Equilibrium:
     """Infers until each example's gradient of the energy has all but vanished.
 
@@ -67,7 +65,7 @@ def infer_to_equilibrium(
     True
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       method: what moves the activities; its `num_steps` is the most iterations.
       params: the network's parameters.
       inputs: [B, ...] floats.
@@ -78,6 +76,8 @@ def infer_to_equilibrium(
       decay: see `free_energy`.
       tolerance: the residual to stop at, >= 0, traced or not. It must be in reach of
         the dtype.
+      hidden: see `infer`, as for the next.
+      key: see `infer`.
 
     Returns:
       The last state of each example with its residual. Check `converged`.
@@ -91,35 +91,39 @@ def infer_to_equilibrium(
     check_parts("infer_to_equilibrium", method=method, output=output, clamp=clamp)
     check_batch("infer_to_equilibrium", network, params, inputs, targets)
     check_non_negative("infer_to_equilibrium", "tolerance", tolerance)
-    problem = Problem(network, output, clamp, gamma, decay)
-    start, look = _observer(problem, params, inputs, targets)
-    shifts = jax.tree.map(jnp.zeros_like, start)
-    scale = _norm(look(shifts)[2], inputs)
+    start = check_start("infer_to_equilibrium", network, params, inputs, hidden, key)
+    weights = hashable(gamma), hashable(decay)
+    problem = Problem(network, output, clamp, *weights, "infer_to_equilibrium")
+    arrays = (tuple(params), inputs, targets, start, tolerance)
+    return once_compiled(_to_equilibrium, (problem, method), arrays)
 
-    def unfinished(carry):
-        t, _, _, active, _ = carry
+
+def _to_equilibrium(problem, method, params, inputs, targets, start, tolerance):
+    origin = Origin(problem, params, inputs, targets)
+    carry = begin(origin, method, start)
+    scale = _norm(_slopes(origin.look(origin.rest(), 0)))
+    # Varies over a mesh of devices as all that the loop makes does.
+    zeros = jnp.zeros_like(scale, jnp.int32)
+
+    def unfinished(loop):
+        t, _, active, _ = loop
         return jnp.any(active) & (t < method.num_steps)
 
-    def iterate(carry):
-        t, shifts, opt_state, active, counts = carry
-        state, gradient, slopes = look(shifts)
-        norm = _norm(slopes, inputs)
+    def iterate(loop):
+        t, (shifts, opt_state), active, counts = loop
+        view = origin.look(shifts, t)
+        norm = _norm(_slopes(view))
         active &= jnp.isfinite(norm) & (norm > tolerance * scale)
-        moves, opt_state = method.step(t, state, gradient, opt_state)
-        shifts = jax.tree.map(
-            lambda shift, move: jnp.where(_column(active, shift), shift + move, shift),
-            shifts,
-            tuple(moves),
+        moved, opt_state = advance(method, t, view, (shifts, opt_state))
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(_column(active, new), new, old), moved, shifts
         )
-        return t + 1, shifts, opt_state, active, counts + active
+        return t + 1, (kept, opt_state), active, counts + active
 
-    zero = jnp.zeros((), jnp.int32)
-    counts = jnp.zeros(scale.shape, jnp.int32)
-    active = jnp.ones(scale.shape, bool)
-    carry = (zero, shifts, method.init(start), active, counts)
-    _, shifts, _, _, counts = jax.lax.while_loop(unfinished, iterate, carry)
-    state, _, slopes = look(shifts)
-    return _report(state, _norm(slopes, inputs), scale, counts, tolerance)
+    loop = (jnp.zeros((), jnp.int32), carry, zeros == 0, zeros)
+    t, (shifts, _), _, counts = jax.lax.while_loop(unfinished, iterate, loop)
+    view = origin.look(shifts, t)
+    return _report(view.state, _norm(_slopes(view)), scale, counts, tolerance)
 
 
 def linear_equilibrium(
@@ -135,13 +139,10 @@ def linear_equilibrium(
 ) -> Equilibrium:
     """The exact equilibrium of a linear network with half squared error.
 
-    With `p_{l+1} = W_l h_l + b_l` the free energy is a quadratic, and `dF/dh = 0` is
-    the block tridiagonal system, for l = 1..L-1,
-
-    `(gamma_l + decay_l + gamma_{l+1} W_l^T W_l) h_l - gamma_l W_{l-1} h_{l-1}
-    - gamma_{l+1} W_l^T h_{l+1} = gamma_l b_{l-1} - gamma_{l+1} W_l^T b_l`,
-
-    solved directly. A soft clamp divides `gamma_L` by `1 + clamp_gamma` (eq. 3).
+    Then all errors are affine in the hidden activities, `e = A h + c`, and the free
+    energy is `e^T Gamma e / 2 + h^T D h / 2`, D holding the decays, so that it rests
+    where `(A^T Gamma A + D) h = -A^T Gamma c`, which is solved directly. A soft clamp
+    divides `gamma_L` by `1 + clamp_gamma` (eq. 3).
 
     >>> import pcjax
     >>> network = pcjax.mlp([3, 4, 2], activation=linear)
@@ -152,7 +153,7 @@ def linear_equilibrium(
     True
 
     Args:
-      network: a chain of L layers, each affine in its input.
+      network: L layers, each affine in what it reads.
       params: the network's parameters.
       inputs: [B, ...] floats.
       targets: shaped like the logits, floats.
@@ -181,111 +182,69 @@ def linear_equilibrium(
             )
     if callable(gamma) or callable(decay):
         raise ValueError(f"{name}: gamma and decay must be numbers, not functions.")
-    problem = Problem(network, identity, soft_clamp(clamp_gamma), gamma, decay)
-    start, look = _observer(problem, params, inputs, targets)
-    initial, _, slopes = look(jax.tree.map(jnp.zeros_like, start))
-    scale = _norm(slopes, inputs)
+    weights = hashable(gamma), hashable(decay)
+    problem = Problem(network, identity, soft_clamp(clamp_gamma), *weights, name)
+    return _solve(problem, tuple(params), inputs, targets, clamp_gamma, tolerance)
 
-    def per_example(weights):
-        return jnp.stack([jnp.broadcast_to(w, scale.shape) for w in weights]).T
 
-    gammas = per_example(error_weights(gamma, initial.activities, initial.errors))
-    gammas = gammas.at[:, -1].divide(1 + clamp_gamma).astype(inputs.dtype)
-    hidden = []
-    if start:
-        decays = decay_weights(decay, initial.activities, initial.errors)
-        maps = [
-            _affine(partial(layer.apply, theta), h[0])
-            for layer, theta, h in zip(
-                network.layers[1:], params[1:], start, strict=True
-            )
+def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibrium:
+    origin = Origin(problem, params, inputs, targets)
+    initial = origin.look(origin.rest(), 0)
+    scale = _norm(_slopes(initial))
+    activities, _, errors = initial.state
+    decays = decay_weights(problem.decay, activities, errors, function=problem.function)
+
+    def per_entry(weights, arrays):
+        """A weight for every entry of the arrays of an example, [B, n]."""
+        columns = [
+            jnp.broadcast_to(jnp.reshape(weight, (-1, 1)), (len(scale), array[0].size))
+            for weight, array in zip(weights, arrays, strict=True)
         ]
-        solve = jax.vmap(partial(_solve_chain, maps))
-        solved = solve(gammas, per_example(decays), start[0], targets)
-        hidden = [h.reshape(p.shape) for h, p in zip(solved, start, strict=True)]
-    state, _, slopes = look(jax.tree.map(jnp.subtract, tuple(hidden), start))
-    counts = jnp.zeros(scale.shape, jnp.int32)
-    return _report(state, _norm(slopes, inputs), scale, counts, tolerance)
+        return jnp.concatenate(columns, axis=1).astype(inputs.dtype)
+
+    *gammas, last = initial.gammas
+    last = jnp.asarray(last) / (1 + clamp_gamma)
+    strengths = per_entry([*gammas, last], [*origin.start, origin.logits])
+    shifts = origin.rest()
+    if shifts:
+        flat, shape = ravel_pytree(jax.tree.map(lambda shift: shift[0], shifts))
+
+        def solve(theta, x, y, gamma, decay):
+            own = Origin(problem, theta, x[None], y[None])
+
+            def errors(flat):
+                moved = jax.tree.map(lambda d: d[None], shape(flat))
+                state = own.look(moved, 0).state
+                below = state.errors[:-1]
+                return ravel_pytree((below, y[None] - state.predictions[-1]))[0]
+
+            rate, at_rest = jax.jacrev(errors)(flat), errors(flat)
+            start = ravel_pytree(own.start)[0]
+            matrix = rate.T @ (gamma[:, None] * rate) + jnp.diag(decay)
+            right = -rate.T @ (gamma * at_rest) - decay * start
+            return shape(jnp.linalg.solve(matrix, right))
+
+        solved = jax.vmap(solve, in_axes=(None, 0, 0, 0, 0))
+        decay = per_entry(decays, origin.start)
+        shifts = solved(params, inputs, targets, strengths, decay)
+    view = origin.look(shifts, 0)
+    counts = jnp.zeros_like(scale, jnp.int32)
+    return _report(view.state, _norm(_slopes(view)), scale, counts, tolerance)
 
 
-def _affine(apply: Callable, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`(W, b)` of `p = W h + b` on flattened activities of one example."""
-
-    def predict(flat):
-        return apply(flat.reshape(1, *h.shape)).ravel()
-
-    zeros = jnp.zeros(h.size, h.dtype)
-    return jax.jacrev(predict)(zeros), predict(zeros)
-
-
-def _solve_chain(
-    maps: Sequence[tuple[jax.Array, jax.Array]],
-    gammas: jax.Array,
-    decays: jax.Array,
-    first: jax.Array,
-    target: jax.Array,
-) -> list[jax.Array]:
-    """The hidden activities of one example: the system of `linear_equilibrium`.
-
-    `maps[l-1]` is `(W_l, b_l)`, l = 1..L-1; `first` is the prediction `p_1`.
-    """
-    sizes = [weights.shape[1] for weights, _ in maps]
-    blocks = [[jnp.zeros((n, m), first.dtype) for m in sizes] for n in sizes]
-    right = [jnp.zeros(n, first.dtype) for n in sizes]
-    right[0] += gammas[0] * first.ravel()
-    for i, (weights, bias) in enumerate(maps):
-        above = gammas[i + 1]
-        blocks[i][i] += (gammas[i] + decays[i]) * jnp.eye(sizes[i], dtype=first.dtype)
-        blocks[i][i] += above * weights.T @ weights
-        right[i] -= above * weights.T @ bias
-        if i + 1 < len(sizes):
-            blocks[i][i + 1] -= above * weights.T
-            blocks[i + 1][i] -= above * weights
-            right[i + 1] += above * bias
-        else:
-            right[i] += above * weights.T @ target.ravel()
-    solution = jnp.linalg.solve(jnp.block(blocks), jnp.concatenate(right))
-    return jnp.split(solution, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
+def _slopes(view: View) -> list[jax.Array]:
+    """dF/dh_l of all hidden activities."""
+    errors = view.state.errors
+    slopes = [view.gradient(index, errors) for index in range(1, len(errors))]
+    return [slope for slope in slopes if slope is not None] or [
+        jnp.zeros_like(errors[-1])
+    ]
 
 
-def _observer(problem, params, inputs, targets):
-    """Feed-forward hidden activities, and a view of the state shifted from them.
-
-    `look(shifts)` is `(state, gradient, slopes)`, the slopes being dF/dh_l.
-    """
-    (bottom, theta), *upper = zip(problem.network.layers, params, strict=True)
-    first = bottom.apply(theta, inputs)
-    start: tuple[jax.Array, ...] = ()
-    anchors = []
-    activity = first
-    for layer, theta in upper:
-        start = (*start, activity)
-        activity, anchor = predict(layer, None, theta, activity)
-        anchors.append(anchor)
-
-    def look(shifts):
-        predictions, pullbacks = [first], []
-        hidden = jax.tree.map(jnp.add, start, tuple(shifts))
-        for (layer, theta), anchor, h in zip(upper, anchors, hidden, strict=True):
-            prediction, pull, _ = jax.vjp(
-                partial(predict, layer, anchor, theta), h, has_aux=True
-            )
-            predictions.append(prediction)
-            pullbacks.append(pull)
-        state = observe(problem, inputs, targets, start, shifts, predictions)
-        gradient = energy_gradient(problem, state, pullbacks)
-        slopes = [gradient(i + 1, state.errors[i + 1]) for i in range(len(start))]
-        return state, gradient, slopes
-
-    return start, look
-
-
-def _norm(slopes: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+def _norm(slopes: Sequence[jax.Array]) -> jax.Array:
     """`||dF/dh||` of each example, [B]."""
-    total = jnp.zeros(inputs.shape[:1], inputs.dtype)
-    for slope in slopes:
-        total += jnp.sum(slope**2, axis=range(1, slope.ndim))
-    return jnp.sqrt(total)
+    squares = [jnp.sum(slope**2, axis=range(1, slope.ndim)) for slope in slopes]
+    return jnp.sqrt(sum(squares[1:], squares[0]))
 
 
 def _column(values: jax.Array, like: jax.Array) -> jax.Array:

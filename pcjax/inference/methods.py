@@ -7,18 +7,23 @@ leaves.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcjax.checks import check_non_negative, check_parts
+from pcjax.checks import check_float, check_non_negative, check_parts, check_sequence
 from pcjax.energy import Weights
-from pcjax.inference.kernel import Inference, InferenceState, Method, Problem, run
-from pcjax.networks.network import Network, Params, check_batch
+from pcjax.inference.kernel import Inference, Method, Start, run
+from pcjax.inference.keys import holds_keys, with_keys
+from pcjax.inference.origin import InferenceState, Problem
+from pcjax.networks.network import Network, Params, check_batch, feedforward
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+from pcjax.numerics.compiled import hashable, once_compiled
 
 
 def simultaneous(
@@ -32,16 +37,10 @@ def simultaneous(
     An error travels down one layer an iteration. Arguments and errors are those of
     `sequential`.
     """
-    init, move = _mover("simultaneous", num_steps, step_size, optimizer)
-
-    def step(t, state, gradient, opt_state):
-        moves = []
-        for index, h in enumerate(state.activities[1:-1]):
-            slope = gradient(index + 1, state.errors[index + 1])
-            moves.append(move(t, slope, opt_state[index], h))
-        return tuple(d for d, _ in moves), tuple(s for _, s in moves)
-
-    return Method(num_steps, init, step, delayed=optimizer is None)
+    mover = _mover("simultaneous", num_steps, step_size, optimizer)
+    return Method(
+        num_steps, _Init(mover), _Simultaneous(mover), mover.delayed, mover.random
+    )
 
 
 def sequential(
@@ -72,22 +71,101 @@ def sequential(
         `step_size` and `optimizer` is given.
       TypeError: if the step size is not real, or the optimizer is no transform.
     """
-    init, move = _mover("sequential", num_steps, step_size, optimizer)
+    mover = _mover("sequential", num_steps, step_size, optimizer)
+    return Method(num_steps, _Init(mover), _Sequential(mover), random=mover.random)
 
-    def step(t, state, gradient, opt_state):
+
+# Methods are equal if they are made of equal parts: what was compiled for one serves
+# the other.
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """Moves an activity by a step size down its slope."""
+
+    step_size: Any
+
+    delayed: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+
+    def init(self, hidden):
+        return ((),) * len(hidden)
+
+    def move(self, t, slope, opt_state, h):
+        del h
+        eps = self.step_size(t) if callable(self.step_size) else self.step_size
+        return -jnp.asarray(eps, slope.dtype) * slope, opt_state
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """Moves an activity by an optax transform, each example by its own state."""
+
+    optimizer: optax.GradientTransformation
+    random: bool
+
+    delayed: ClassVar[bool] = False
+
+    def init(self, hidden, keys=None):
+        if not self.random:
+            return tuple(jax.vmap(self.optimizer.init)(h) for h in hidden)
+
+        def of_example(h, key, layer):
+            return with_keys(self.optimizer.init(h), jax.random.fold_in(key, layer))
+
+        return tuple(
+            jax.vmap(partial(of_example, layer=layer))(h, keys)
+            for layer, h in enumerate(hidden)
+        )
+
+    def move(self, t, slope, opt_state, h):
+        del t
+        return jax.vmap(self.optimizer.update)(slope, opt_state, h)
+
+
+@dataclass(frozen=True)
+class _Init:
+    """The state of what moves the activities, before the first iteration."""
+
+    mover: Any
+
+    def __call__(self, hidden, *keys):
+        return self.mover.init(hidden, *keys)
+
+
+@dataclass(frozen=True)
+class _Simultaneous:
+    """Every activity by the old errors (Jacobi)."""
+
+    mover: Any
+
+    def __call__(self, t, state, gradient, opt_state):
         moves = []
-        error_above = state.errors[-1]
-        for index, h in reversed(list(enumerate(state.activities[1:-1]))):
-            slope = gradient(index + 1, error_above)
-            moves.append(move(t, slope, opt_state[index], h))
-            error_above = state.errors[index] + moves[-1][0]
-        return tuple(d for d, _ in moves[::-1]), tuple(s for _, s in moves[::-1])
+        for index, h in enumerate(state.activities[1:-1]):
+            slope, own = gradient(index + 1, state.errors), opt_state[index]
+            moves.append(
+                (None, own) if slope is None else self.mover.move(t, slope, own, h)
+            )
+        return tuple(d for d, _ in moves), tuple(s for _, s in moves)
 
-    return Method(num_steps, init, step)
+
+@dataclass(frozen=True)
+class _Sequential:
+    """Activities from the last to the first, by what is left of the errors above."""
+
+    mover: Any
+
+    def __call__(self, t, state, gradient, opt_state):
+        errors, moves = list(state.errors), []
+        for index, h in reversed(list(enumerate(state.activities[1:-1]))):
+            slope = gradient(index + 1, tuple(errors))
+            moves.append(self.mover.move(t, slope, opt_state[index], h))
+            errors[index] += moves[-1][0]
+        return tuple(d for d, _ in moves[::-1]), tuple(s for _, s in moves[::-1])
 
 
 def _mover(function, num_steps, step_size, optimizer):
-    """`(init, move)` of one layer's activity, moved by a step size or a transform."""
+    """What moves one activity: a step size or a transform."""
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(
             f"{function}: num_steps must be an int >= 1, got {num_steps!r}."
@@ -99,17 +177,8 @@ def _mover(function, num_steps, step_size, optimizer):
         )
     if optimizer is not None:
         check_parts(function, optimizer=optimizer)
-        # One optimizer state per example, so that no example sees another.
-
-        def init(hidden):
-            return tuple(jax.vmap(optimizer.init)(h) for h in hidden)
-
-        def move(t, slope, opt_state, h):
-            del t
-            return jax.vmap(optimizer.update)(slope, opt_state, h)
-
-        return init, move
-
+        one = jax.ShapeDtypeStruct((1,), jnp.float32)
+        return _Transform(optimizer, holds_keys(jax.eval_shape(optimizer.init, one)))
     if not callable(step_size):
         if np.ndim(step_size):
             raise ValueError(
@@ -117,16 +186,7 @@ def _mover(function, num_steps, step_size, optimizer):
                 f"of shape {np.shape(step_size)}."
             )
         check_non_negative(function, "step_size", step_size)
-
-    def init_nothing(hidden):
-        return ((),) * len(hidden)
-
-    def descend(t, slope, opt_state, h):
-        del h
-        eps = step_size(t) if callable(step_size) else step_size
-        return -jnp.asarray(eps, slope.dtype) * slope, opt_state
-
-    return init_nothing, descend
+    return _Descent(step_size)
 
 
 def infer(
@@ -141,6 +201,8 @@ def infer(
     gamma: Weights = 1.0,
     decay: Weights = 0.0,
     trace: Callable[[InferenceState], Any] | None = None,
+    hidden: Sequence[jax.Array] | None = None,
+    key: jax.Array | None = None,
 ) -> Inference:
     """Runs inference from the feed-forward activities.
 
@@ -148,7 +210,7 @@ def infer(
     batch it is in.
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       method: `simultaneous(...)`, `sequential(...)` or a user's own.
       params: the network's parameters.
       inputs: [B, ...] floats, the clamped `h_0`.
@@ -160,6 +222,11 @@ def infer(
       decay: see `free_energy`.
       trace: a function of an `InferenceState` whose result is recorded before the
         first and after every iteration, always at the same point of it.
+      hidden: `(h_1, ..., h_{L-1})` to start from, each [B, ...], as those of an earlier
+        inference; by default the feed-forward activities.
+      key: a random key for methods that draw numbers, split between the examples; by
+        default keys are made of the bits of the feed-forward activities, so that the
+        same call draws the same.
 
     Returns:
       Initial and final state, and the trace.
@@ -172,5 +239,37 @@ def infer(
     """
     check_parts("infer", method=method, output=output, clamp=clamp)
     check_batch("infer", network, params, inputs, targets)
-    problem = Problem(network, output, clamp, gamma, decay)
-    return run(problem, method, params, inputs, targets, trace).inference
+    start = check_start("infer", network, params, inputs, hidden, key)
+    problem = Problem(network, output, clamp, hashable(gamma), hashable(decay))
+    arrays = (tuple(params), inputs, targets, start)
+    return once_compiled(_infer, (problem, method, trace), arrays)
+
+
+def _infer(problem, method, trace, params, inputs, targets, start):
+    return run(problem, method, params, inputs, targets, trace, start).inference
+
+
+def check_start(function, network, params, inputs, hidden, key) -> Start:
+    """Refuses hidden activities and keys that cannot be of the batch."""
+    if hidden is not None:
+        check_sequence(function, "hidden", hidden)
+        shapes = jax.eval_shape(partial(feedforward, network), params, inputs)[:-1]
+        expected = [shape.shape for shape in shapes]
+        for index, h in enumerate(hidden):
+            check_float(function, f"hidden[{index}]", h)
+        if [h.shape for h in hidden] != expected:
+            raise ValueError(
+                f"{function}: hidden must hold the activities h_1 to h_(L-1) of shapes "
+                f"{expected}, got {[h.shape for h in hidden]}."
+            )
+        hidden = tuple(hidden)
+    if key is not None and not (
+        hasattr(key, "dtype")
+        and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        and key.shape == ()
+    ):
+        raise TypeError(
+            f"{function}: key must be a single random key, as jax.random.key makes it; "
+            f"got {key!r}."
+        )
+    return Start(hidden, key)

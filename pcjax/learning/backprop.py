@@ -13,7 +13,7 @@ def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
     """The gradient of the mean loss, shaped like `pcjax.value_and_grad`.
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       output: link and loss of the last layer.
 
     Returns:
@@ -26,7 +26,8 @@ def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
     """
     check_parts("backprop.value_and_grad", network=network, output=output)
 
-    def grad_fn(params, inputs, targets):
+    def grad_fn(params, inputs, targets, *, key=None):
+        del key
         check_batch("backprop.value_and_grad", network, params, inputs, targets)
 
         def mean_loss(params):
@@ -34,6 +35,6 @@ def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
             loss = output.loss(logits, targets)
             return jnp.mean(loss), Info(loss, logits, loss, loss)
 
-        return jax.value_and_grad(mean_loss, has_aux=True)(tuple(params))
+        return jax.value_and_grad(mean_loss, has_aux=True)(params)
 
     return grad_fn

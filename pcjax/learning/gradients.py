@@ -10,21 +10,17 @@ from pcjax.checks import check_parts
 from pcjax.energy import (
     Activities,
     Weights,
+    call_at,
     check_activities,
-    error_weights,
     free_energy,
     weigh,
 )
-from pcjax.inference.kernel import (
-    InferenceState,
-    Method,
-    Problem,
-    Pullback,
-    run,
-    state_energy,
-)
+from pcjax.inference.kernel import Method, run
+from pcjax.inference.methods import check_start
+from pcjax.inference.origin import InferenceState, Problem, View, state_energy
 from pcjax.networks.network import Network, Params, check_batch
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+from pcjax.numerics.compiled import hashable, once_compiled
 
 
 class Info(NamedTuple):
@@ -36,6 +32,8 @@ class Info(NamedTuple):
       initial_energy: [B], the free energy before inference.
       energy: [B], after it; above `initial_energy` if inference diverges (`rising`).
       trace: what `trace` recorded, [T+1, ...]; None without one.
+      state: activities, predictions and errors after inference; None of backprop and
+        incremental predictive coding.
     """
 
     loss: jax.Array
@@ -43,6 +41,7 @@ class Info(NamedTuple):
     initial_energy: jax.Array
     energy: jax.Array
     trace: Any = None
+    state: InferenceState | None = None
 
     @property
     def rising(self) -> jax.Array:
@@ -55,10 +54,7 @@ class Info(NamedTuple):
 
 
 # (params, inputs, targets) -> ((energy [], info), grads); every learning rule is one.
-GradFn = Callable[
-    [Sequence[Params], jax.Array, jax.Array],
-    tuple[tuple[jax.Array, Info], tuple[Params, ...]],
-]
+GradFn = Callable[..., tuple[tuple[jax.Array, Info], Any]]
 
 # (params, opt_state, inputs, targets) -> (params, opt_state, (energy [], info))
 Update = Callable[
@@ -74,13 +70,13 @@ def local_gradients(
     *,
     output: Output = identity,
     gamma: Weights = 1.0,
-) -> tuple[Params, ...]:
+) -> Any:
     """The gradient of the free energy with respect to the weights (eq. 4).
 
     The activities are held fixed.
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       params: their parameters.
       activities: `(h_0, ..., h_L)`, each [B, ...].
       output: link and loss of the last layer.
@@ -100,7 +96,7 @@ def local_gradients(
             free_energy(network, params, activities, output=output, gamma=gamma)
         )
 
-    return jax.grad(mean_energy)(tuple(params))
+    return jax.grad(mean_energy)(params)
 
 
 def value_and_grad(
@@ -126,7 +122,7 @@ def value_and_grad(
     ((), (5,))
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       method: `simultaneous(...)` or `sequential(...)`.
       output: link and loss of the last layer.
       clamp: `full_clamp` or `soft_clamp(gamma_L)`.
@@ -138,9 +134,10 @@ def value_and_grad(
       trace: see `infer`.
 
     Returns:
-      `grad_fn(params, inputs [B, ...], targets [B, ...]) -> ((energy, info), grads)`:
-      the mean free energy [] after inference, an `Info`, and the mean gradient as
-      a tree like `params`. It raises what `infer` raises.
+      `grad_fn(params, inputs [B, ...], targets [B, ...], *, hidden=None, key=None) ->
+      ((energy, info), grads)`: the mean free energy [] after inference, an `Info`, and
+      the mean gradient as a tree like `params`. For `hidden` and `key` see `infer`,
+      whose errors it raises. Call it inside of a `jax.jit` of the whole training step.
 
     Raises:
       TypeError: if network, method, output or a clamp is no such thing.
@@ -149,48 +146,68 @@ def value_and_grad(
     check_parts("value_and_grad", output=output, clamp=clamp)
     if learning_clamp is not None:
         check_parts("value_and_grad", learning_clamp=learning_clamp)
-    problem = Problem(network, output, clamp, gamma, decay)
+    weights = hashable(gamma), hashable(decay)
+    problem = Problem(network, output, clamp, *weights, "value_and_grad")
 
-    def grad_fn(params, inputs, targets):
+    def grad_fn(params, inputs, targets, *, hidden=None, key=None):
         check_batch("value_and_grad", network, params, inputs, targets)
-        inference, pullbacks = run(problem, method, params, inputs, targets, trace)
-        state, output_error = inference.state, None
-        if learning_clamp is not None:
-            logits, below = state.predictions[-1], state.activities[-2]
-            learned = learning_clamp(targets, output.link(logits), below)
-            output_error = output.error(logits, learned)
-        energy = state_energy(problem, state)
-        logits = inference.initial.predictions[-1]
-        info = Info(
-            loss=output.loss(logits, targets),
-            logits=logits,
-            initial_energy=state_energy(problem, inference.initial),
-            energy=energy,
-            trace=inference.trace,
+        start = check_start("value_and_grad", network, params, inputs, hidden, key)
+        parts = (problem, method, learning_clamp, trace)
+        value, grads = once_compiled(
+            _value_and_grad, parts, (tuple(params), inputs, targets, start)
         )
-        grads = pulled_gradients(problem, state, pullbacks, output_error)
-        return (jnp.mean(energy), info), grads
+        return value, like_params(params, grads)
 
     return grad_fn
 
 
+def _value_and_grad(
+    problem, method, learning_clamp, trace, params, inputs, targets, start
+):
+    inference, origin, final = run(
+        problem, method, params, inputs, targets, trace, start
+    )
+    state, output, t = inference.state, problem.output, method.num_steps
+    output_error = None
+    if learning_clamp is not None:
+        below = state.activities[problem.network.reads[-1][0]]
+        logits = state.predictions[-1]
+        learned = call_at(
+            "learning_clamp", learning_clamp, t, targets, output.link(logits), below
+        )
+        output_error = output.error(logits, learned)
+    energy = state_energy(problem, state, t)
+    info = Info(
+        loss=output.loss(origin.logits, targets),
+        logits=origin.logits,
+        initial_energy=state_energy(problem, inference.initial, 0),
+        energy=energy,
+        trace=inference.trace,
+        state=state,
+    )
+    grads = pulled_gradients(final, output_error)
+    return (jnp.mean(energy), info), grads
+
+
 def pulled_gradients(
-    problem: Problem,
-    state: InferenceState,
-    pullbacks: Sequence[Pullback],
-    output_error: jax.Array | None = None,
+    view: View, output_error: jax.Array | None = None
 ) -> tuple[Params, ...]:
     """`-mean_b gamma_{l+1} (dp_{l+1}/dtheta_l)^T e_{l+1}` for every layer.
 
-    `pullbacks[l]` is that of `p_{l+1}` with respect to `theta_l`; `output_error`
-    takes the place of `e_L` without touching the gammas.
+    The view's pulls are to be of the params; `output_error` takes the place of `e_L`
+    without touching the gammas.
     """
-    gammas = error_weights(problem.gamma, state.activities, state.errors)
-    errors = state.errors
+    errors = view.state.errors
     if output_error is not None:
         errors = (*errors[:-1], output_error)
     grads = []
-    for pull, gamma, error in zip(pullbacks, gammas, errors, strict=True):
-        (grad,) = pull(weigh(gamma, error) * (-1 / error.shape[0]))
+    for pull, gamma, error in zip(view.pulls, view.gammas, errors, strict=True):
+        grad, _ = pull(weigh(gamma, error) * (-1 / error.shape[0]))
         grads.append(grad)
     return tuple(grads)
+
+
+def like_params(params: Sequence[Params], grads: tuple[Params, ...]) -> Any:
+    """Gradients of the layers in the list, tuple or NamedTuple that params are."""
+    _, structure = jax.tree.flatten(params, is_leaf=lambda x: x is not params)
+    return jax.tree.unflatten(structure, grads)

@@ -1,15 +1,17 @@
 """What is trained: layers, networks of them, outputs and clamps.
 
-`network` defines layers and networks, `layers` the dense and convolutional layers and
-the paper's nets, `modules` makes layers of flax modules, and `outputs` holds the links,
-losses and clamps of the last layer.
+`network` defines layers and networks of them, `layers` holds the dense and
+convolutional layers, `nets` the paper's nets, `modules` makes layers of flax modules,
+and `outputs` holds the links, losses and clamps of the last layer.
 """
 
-from pcjax.networks.layers import autoencoder, conv, convnet, dense, mlp
+from pcjax.networks.layers import add, conv, dense, skip
 from pcjax.networks.modules import from_linen, from_nnx
+from pcjax.networks.nets import autoencoder, convnet, mlp
 from pcjax.networks.network import (
     Activation,
     Layer,
+    Near,
     Network,
     Params,
     feedforward,
@@ -29,9 +31,11 @@ __all__ = [
     "Activation",
     "Clamp",
     "Layer",
+    "Near",
     "Network",
     "Output",
     "Params",
+    "add",
     "autoencoder",
     "conv",
     "convnet",
@@ -44,6 +48,7 @@ __all__ = [
     "linear",
     "mlp",
     "sigmoid",
+    "skip",
     "soft_clamp",
     "softmax",
 ]

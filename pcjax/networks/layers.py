@@ -1,22 +1,16 @@
-"""The paper's layers and nets: dense and convolutional, and chains of them."""
+"""The paper's layers, dense and convolutional, and sums of layers for graphs."""
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pcjax.checks import check_count, is_int
-from pcjax.networks.network import Activation, Layer, Network, Params, linear
-from pcjax.numerics.precision import (
-    Bilinear,
-    Product,
-    convolution,
-    matmul,
-    plain,
-    rounded,
-)
+from pcjax.networks.network import Activation, Layer, Near, Params, linear
+from pcjax.numerics.changes import change_of
+from pcjax.numerics.precision import Product, convolution, matmul, plain, rounded
 
 
 def uniform_fan_in(
@@ -62,6 +56,7 @@ def dense(
     if in_features is not None:
         check_count("dense", "in_features", in_features)
     product = _product(matmul, product_dtype)
+    change = change_of(activation)
 
     def init(key: jax.Array, inputs: jax.Array) -> Params:
         fan_in = math.prod(inputs.shape[1:])
@@ -77,12 +72,26 @@ def dense(
             "bias": uniform_fan_in(bias_key, (features,), fan_in, inputs.dtype),
         }
 
-    def near(params, inputs, anchor):
+    def start(params, inputs):
         flat = inputs.reshape(inputs.shape[0], -1)
-        outputs, anchor = product(activation(flat), params["kernel"], anchor)
-        return outputs + params["bias"][None], anchor
+        outputs = product.apply(activation(flat), params["kernel"])
+        return outputs + params["bias"][None], None
 
-    return _layer(init, near, activation, product_dtype)
+    def move(params, inputs, shifts, offset, moved):
+        (h,), (d,) = inputs, shifts
+        prediction, _ = start(params, h + d)
+        total = offset
+        if moved[0]:
+            flat = (x.reshape(x.shape[0], -1) for x in (h, d))
+            total = _plus(offset, product.apply(change(*flat), params["kernel"]))
+        return prediction, jnp.zeros_like(prediction) if total is None else total
+
+    def follow(params, first, inputs, offset):
+        del offset
+        step = jax.tree.map(jnp.subtract, params, first)
+        return start(step, *inputs)[0]
+
+    return _layer(init, start, move, follow, activation, product_dtype)
 
 
 def conv(
@@ -112,9 +121,10 @@ def conv(
     """
     check_count("conv", "features", features)
     for name, sizes in (("kernel_size", kernel_size), ("strides", strides)):
-        if not _are_sizes(sizes) or len(sizes) != 2:
+        if not are_sizes(sizes) or len(sizes) != 2:
             raise ValueError(f"conv: {name} must be two ints >= 1, got {sizes!r}.")
     product = _product(convolution(strides), product_dtype)
+    change = change_of(activation)
 
     def init(key: jax.Array, inputs: jax.Array) -> Params:
         if inputs.ndim != 4:
@@ -137,137 +147,196 @@ def conv(
             "bias": uniform_fan_in(bias_key, (features,), fan_in, inputs.dtype),
         }
 
-    def near(params, inputs, anchor):
-        outputs, anchor = product(inputs, params["kernel"], anchor)
-        return activation(outputs + params["bias"][None, None, None]), anchor
+    def start(params, inputs):
+        outputs = product.apply(inputs, params["kernel"])
+        before = outputs + params["bias"][None, None, None]  # the activation
+        return activation(before), (before, None)
 
-    return _layer(init, near, linear, product_dtype)
+    def move(params, inputs, shifts, anchor, moved):
+        (h,), (d,), (before, offset) = inputs, shifts, anchor
+        total = offset
+        if moved[0]:
+            total = _plus(offset, product.apply(d, params["kernel"]))
+        total = jnp.zeros_like(before) if total is None else total
+        known = product.known(h + d, params["kernel"], before + total)
+        bias = params["bias"] - jax.lax.stop_gradient(params["bias"])  # in `known`
+        return activation(known + bias[None, None, None]), change(before, total)
+
+    def follow(params, first, inputs, anchor):
+        step = jax.tree.map(jnp.subtract, params, first)
+        _, (offset, _) = start(step, *inputs)
+        return anchor[0], offset
+
+    return _layer(init, start, move, follow, linear, product_dtype)
 
 
-def _are_sizes(sizes: Any) -> bool:
-    return isinstance(sizes, Iterable) and all(is_int(n) and n >= 1 for n in sizes)
+def add(*layers: Layer) -> Layer:
+    """A layer of a graph: the sum of layers, each of which reads one activity.
 
+    `p = sum_k g_k(theta_k, h_k)`. A residual block whose skip is an edge of its own:
 
-def _product(bilinear: Bilinear, dtype: Any) -> Product:
-    return plain(bilinear) if dtype is None else rounded(bilinear, dtype)
-
-
-def _layer(init, near, activation, product_dtype):
-    """A layer whose `apply` is `near` without an anchor."""
-
-    def apply(params: Params, inputs: jax.Array) -> jax.Array:
-        return near(params, inputs, None)[0]
-
-    return Layer(init, apply, activation, None if product_dtype is None else near)
-
-
-def mlp(
-    sizes: Sequence[int],
-    activation: Activation = jax.nn.relu,
-    *,
-    product_dtype: Any = None,
-) -> Network:
-    """A fully connected network in the pre-activation layout.
+    >>> import pcjax
+    >>> block = add(pcjax.dense(4, jax.nn.relu), skip())
+    >>> network = pcjax.Network(
+    ...     (pcjax.dense(4), pcjax.dense(4, jax.nn.relu), block),
+    ...     reads=((0,), (1,), (2, 1)),
+    ... )
 
     Args:
-      sizes: of the input, the hidden layers and the output;
-        `[3072, 1024, 1024, 1024, 10]` is the paper's classifier.
-      activation: `f` of the hidden layers; the input passes unchanged.
-      product_dtype: see `dense`.
+      *layers: one for each activity read, in the order of `Network.reads`; all predict
+        the same shape.
 
     Returns:
-      A network of `len(sizes) - 1` dense layers; inputs of any shape are
-      flattened.
+      A layer whose parameters are a tuple of theirs. Its activation is that of the
+      first.
 
     Raises:
-      TypeError: if `product_dtype` is no float dtype.
-      ValueError: if there are fewer than two sizes, or one is no int >= 1.
+      TypeError: if one is no layer.
+      ValueError: if there is none, or (by `init` or `apply`) as many activities are not
+        read, or the predictions differ in shape.
     """
-    if not _are_sizes(sizes) or len(sizes) < 2:
-        raise ValueError(f"mlp: expected two or more positive sizes, got {sizes!r}.")
-    return Network(
-        tuple(
-            dense(
-                size,
-                activation if index else linear,
-                in_features=below,
-                product_dtype=product_dtype,
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"add: expected layers, got {layer!r} at {index}.")
+    if not layers:
+        raise ValueError("add: expected one layer or more, got none.")
+
+    def each(inputs):
+        if len(inputs) != len(layers):
+            raise ValueError(
+                f"add: {len(layers)} layers read one activity each, but "
+                f"{len(inputs)} were given."
             )
-            for index, (below, size) in enumerate(itertools.pairwise(sizes))
+        return zip(layers, inputs, strict=True)
+
+    def total(parts):
+        first, *others = parts
+        for part in others:
+            if part.shape != first.shape:
+                raise ValueError(
+                    "add: all layers must predict the same shape, got "
+                    f"{[part.shape for part in parts]}."
+                )
+            first = first + part
+        return first
+
+    def init(key, *inputs):
+        keys = jax.random.split(key, len(layers))
+        return tuple(
+            layer.init(k, h) for k, (layer, h) in zip(keys, each(inputs), strict=True)
         )
+
+    def apply(params, *inputs):
+        return total(
+            [
+                layer.apply(theta, h)
+                for theta, (layer, h) in zip(params, each(inputs), strict=True)
+            ]
+        )
+
+    return Layer(init, apply, layers[0].activation, _near_sum(layers, each, total))
+
+
+def _near_sum(layers, each, total) -> Near:
+    """`Near` of a sum: the sum of the changes of its parts."""
+    parts = [near_of(layer) for layer in layers]
+
+    def start(params, *inputs):
+        pairs = [
+            part.start(theta, h)
+            for part, theta, (_, h) in zip(parts, params, each(inputs), strict=True)
+        ]
+        return total([p for p, _ in pairs]), tuple(anchor for _, anchor in pairs)
+
+    def move(params, inputs, shifts, anchor, moved):
+        pairs = [
+            part.move(theta, (h,), (d,), kept, (goes,))
+            for part, theta, h, d, kept, goes in zip(
+                parts, params, inputs, shifts, anchor, moved, strict=True
+            )
+        ]
+        return total([p for p, _ in pairs]), total([change for _, change in pairs])
+
+    def follow(params, first, inputs, anchor):
+        return tuple(
+            part.follow and part.follow(theta, old, (h,), kept)
+            for part, theta, old, h, kept in zip(
+                parts, params, first, inputs, anchor, strict=True
+            )
+        )
+
+    can_follow = all(part.follow for part in parts)
+    return Near(start, move, follow if can_follow else None)
+
+
+def skip() -> Layer:
+    """The layer that hands its input on, without parameters: `p = h`.
+
+    Returns:
+      A layer for `add`.
+    """
+
+    def start(params, inputs):
+        del params
+        return inputs, None
+
+    def move(params, inputs, shifts, anchor, moved):
+        del params, anchor, moved
+        (h,), (d,) = inputs, shifts
+        return h + d, d
+
+    def follow(params, first, inputs, anchor):
+        del params, first, inputs
+        return anchor
+
+    return Layer(
+        lambda key, inputs: {},
+        lambda params, inputs: inputs,
+        linear,
+        Near(start, move, follow),
     )
 
 
-def convnet(
-    num_classes: int,
-    *,
-    features: Sequence[int] = (64, 128, 256),
-    kernel_sizes: Sequence[int] = (5, 5, 3),
-    product_dtype: Any = None,
-) -> Network:
-    """The paper's convolutional classifier, post-activation.
+def near_of(layer: Layer) -> Near:
+    """The layer's `near`, or one that evaluates it anew and subtracts."""
+    if layer.near is not None:
+        return layer.near
 
-    Stride-2 ReLU convolutions without padding, then one linear layer on the
-    flattened channels. The defaults are the net for 32x32 images;
-    `features=(32, 64, 128, 256), kernel_sizes=(5, 5, 5, 3)` is the one for
-    64x64 (Tiny ImageNet).
+    def start(params, *inputs):
+        prediction = layer.apply(params, *inputs)
+        return prediction, prediction
 
-    Args:
-      num_classes: the number of logits.
-      features: the output channels of each convolution.
-      kernel_sizes: the side of each (square) filter.
-      product_dtype: see `dense`.
+    def move(params, inputs, shifts, anchor, moved):
+        if not any(moved):
+            return layer.apply(params, *inputs), jnp.zeros_like(anchor)
+        prediction = layer.apply(params, *map(jnp.add, inputs, shifts))
+        return prediction, prediction - anchor
 
-    Returns:
-      A network of `len(features) + 1` layers over images [B, H, W, C].
+    return Near(start, move)
 
-    Raises:
-      TypeError: if `product_dtype` is no float dtype.
-      ValueError: if the two lists differ in length, or a size is no int >= 1.
+
+def _plus(offset: jax.Array | None, change: jax.Array) -> jax.Array:
+    return change if offset is None else offset + change
+
+
+def are_sizes(sizes: Any) -> bool:
+    """Whether all are positive integers."""
+    return isinstance(sizes, Iterable) and all(is_int(n) and n >= 1 for n in sizes)
+
+
+def _product(bilinear, dtype: Any) -> Product:
+    return plain(bilinear) if dtype is None else rounded(bilinear, dtype)
+
+
+def _layer(init, start, move, follow, activation, product_dtype):
+    """A layer whose `apply` is the prediction of `start`.
+
+    Weights that move are followed only where products are rounded: it takes one more
+    product, and what it keeps is below the rounding of float32 alone.
     """
-    check_count("convnet", "num_classes", num_classes)
-    for name, sizes in (("features", features), ("kernel_sizes", kernel_sizes)):
-        if not _are_sizes(sizes):
-            raise ValueError(f"convnet: {name} must be ints >= 1, got {sizes!r}.")
-    if len(features) != len(kernel_sizes):
-        raise ValueError(
-            f"convnet: {len(features)} features, but {len(kernel_sizes)} kernel sizes."
-        )
-    convs = [
-        conv(channels, (size, size), product_dtype=product_dtype)
-        for channels, size in zip(features, kernel_sizes, strict=True)
-    ]
-    return Network((*convs, dense(num_classes, product_dtype=product_dtype)))
 
+    def apply(params: Params, inputs: jax.Array) -> jax.Array:
+        return start(params, inputs)[0]
 
-def autoencoder(
-    sizes: Sequence[int] = (3072, 1024, 256, 20, 256, 1024, 3072),
-    activation: Activation = jax.nn.relu,
-    *,
-    product_dtype: Any = None,
-) -> Network:
-    """The paper's fully connected autoencoder: an `mlp` that ends where it starts.
-
-    Args:
-      sizes: of every layer, input and reconstruction included.
-      activation: of the hidden layers.
-      product_dtype: see `dense`.
-
-    Returns:
-      A network whose logits [B, sizes[-1]] are meant for `pcjax.sigmoid`.
-
-    Raises:
-      TypeError: if `product_dtype` is no float dtype.
-      ValueError: if the first and the last size differ, there are fewer than two, or
-        one is no int >= 1.
-    """
-    if not _are_sizes(sizes) or len(sizes) < 2:
-        raise ValueError(
-            f"autoencoder: expected two or more positive sizes, got {sizes!r}."
-        )
-    if sizes[0] != sizes[-1]:
-        raise ValueError(
-            f"autoencoder: the input has size {sizes[0]}, the reconstruction "
-            f"{sizes[-1]}; they must be equal."
-        )
-    return mlp(sizes, activation, product_dtype=product_dtype)
+    follow = None if product_dtype is None else follow
+    return Layer(init, apply, activation, Near(start, move, follow))

@@ -1,10 +1,11 @@
-"""Networks as chains of layers.
+"""Networks of layers: chains, and graphs of layers that read several activities.
 
-A network is a tuple of L layers, each a pair of pure functions
-`(init, apply)`. Layer `l` maps the activity `h_l` to the prediction of the next
-one, `p_{l+1} = g_l(theta_l, h_l)`, for `l = 0..L-1`; `h_0` is the input. Any
-differentiable map that treats the examples of a batch separately will do: the
-layers built here, a flax module, a residual block, a user's own function.
+A network is a tuple of L layers, each a pair of pure functions `(init, apply)`. Layer
+`l` predicts the activity above it, `h_{l+1}`, from the activities that it reads: in a
+chain from `h_l` alone, `p_{l+1} = g_l(theta_l, h_l)`, and in a graph from any that are
+below it, `p_{l+1} = g_l(theta_l, h_i for i in reads[l])`. `h_0` is the input, `p_L` the
+output. Any differentiable map that treats the examples of a batch separately will do:
+the layers built here, a flax module, a residual block, a user's own function.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,55 +16,127 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcjax.checks import check_float, check_parts, check_sequence
-from pcjax.numerics.precision import Anchor
+from pcjax.checks import check_float, check_parts, check_sequence, is_int
+from pcjax.numerics.changes import linear as linear
 
 Params = Any  # the pytree of one layer's parameters
 Activation = Callable[[jax.Array], jax.Array]
-# (params, inputs, anchor or None) -> (predictions, anchor)
-Near = Callable[[Params, jax.Array, Anchor | None], tuple[jax.Array, Anchor | None]]
+Anchor = Any  # what a layer keeps of its feed-forward pass, see `Near`
 
 
-def linear(x: jax.Array) -> jax.Array:
-    """The activation function of a layer that has none: returns `x`."""
-    return x
+class Near(NamedTuple):
+    """How inference evaluates a layer near the feed-forward pass: by changes.
+
+    What inference needs is the change of a prediction, `g(h + d) - g(h)`, of shifts d
+    that may be far below the rounding of h. A layer without a `Near` is evaluated twice
+    and subtracted, which loses what is below the rounding of its prediction.
+
+    Attributes:
+      start: `(params, *inputs) -> (prediction, anchor)`: `apply`, and whatever of it
+        `move` needs again, a pytree.
+      move: `(params, inputs, shifts, anchor, moved) -> (prediction, change)`, where
+        inputs and shifts are tuples of arrays [B, ...] and `moved` one of bools: of an
+        input whose bool is False the shift is known to be zero. `change` is
+        `g(inputs + shifts) - g(inputs)`. Of the prediction only the derivatives with
+        respect to params and shifts are used.
+      follow: None, or `(params, first params, inputs, anchor) -> anchor`: the anchor of
+        the same inputs after the params have moved, so that `change` still counts from
+        the first prediction. Without it a layer whose params move is evaluated anew.
+    """
+
+    start: Callable[..., tuple[jax.Array, Anchor]]
+    move: Callable[..., tuple[jax.Array, jax.Array]]
+    follow: Callable[..., Anchor] | None = None
 
 
 class Layer(NamedTuple):
-    """One differentiable map `p_{l+1} = g_l(theta_l, h_l)`.
+    """One differentiable map, `p_{l+1} = g_l(theta_l, h_l)`.
 
     Attributes:
       init: `(key, inputs [B, ...]) -> params`; of `inputs` only the shape and
         dtype may matter. Must be traceable.
       apply: `(params, inputs [B, ...]) -> predictions [B, ...]`, each example on
-        its own.
+        its own. In a graph both are called with one array for each activity read.
       activation: the function `f` that `apply` puts on its input before the
         weights (the pre-activation layout). Only the decay term
         `||f(h_l)||^2 / 2` of the free energy reads it.
-      near: None, or how inference evaluates a layer whose products are rounded:
-        `(params, inputs, anchor) -> (predictions, anchor)`. With the anchor None it
-        is `apply`, and the `Anchor` it returns is that of the feed-forward pass; with
-        such an anchor it counts its product from there (see `pcjax.precision`).
-        `layer._replace(near=None)` rounds plainly, and so loses small errors.
+      near: None, or how inference evaluates the layer by changes (see `Near`).
+        `layer._replace(near=None)` evaluates it twice, and so loses small errors.
     """
 
-    init: Callable[[jax.Array, jax.Array], Params]
-    apply: Callable[[Params, jax.Array], jax.Array]
+    init: Callable[..., Params]
+    apply: Callable[..., jax.Array]
     activation: Activation = linear
     near: Near | None = None
 
 
-class Network(NamedTuple):
-    """A chain of layers.
+class _Network(NamedTuple):
+    layers: tuple[Layer, ...]
+    reads: tuple[tuple[int, ...], ...]
+
+
+class Network(_Network):
+    """Layers, and the activities that each of them reads.
 
     >>> import pcjax
     >>> network = Network((pcjax.dense(4), pcjax.dense(2, jax.nn.relu)))
     >>> params = network.init(jax.random.key(0), jnp.ones((1, 3)))
     >>> network.apply(params, jnp.ones((5, 3))).shape
     (5, 2)
+
+    A graph, whose last layer reads the input, too:
+
+    >>> both = pcjax.add(pcjax.dense(2, jax.nn.relu), pcjax.dense(2))
+    >>> network = Network((pcjax.dense(4), both), reads=((0,), (1, 0)))
+
+    Args:
+      layers: `g_0, ..., g_{L-1}`.
+      reads: for layer l the indices, at most l, of the activities that `apply` is
+        called with, in this order; so the order of the layers is a topological one.
+        None is the chain, `reads[l] = (l,)`.
+
+    Raises:
+      TypeError: if a layer is no `Layer`.
+      ValueError: if a layer reads nothing, the same twice or what is not below it, or a
+        hidden activity is read by no layer.
     """
 
-    layers: tuple[Layer, ...]
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        layers: Sequence[Layer],
+        reads: Sequence[Sequence[int]] | None = None,
+    ) -> "Network":
+        """Checks layers and edges."""
+        if isinstance(layers, Layer) or not isinstance(layers, Sequence):
+            raise TypeError(
+                "Network: layers must be a tuple or list of layers, got "
+                f"{'a single layer' if isinstance(layers, Layer) else repr(layers)}."
+            )
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(
+                    f"Network: layer {index} must be a pcjax.Layer, such as "
+                    "pcjax.dense(10), pcjax.from_linen(module) or pcjax.Layer(init, "
+                    f"apply); got {layer!r}."
+                )
+        if reads is None:
+            reads = tuple((index,) for index in range(len(layers)))
+        return super().__new__(cls, tuple(layers), _checked_reads(len(layers), reads))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every layer reads the activity right below it alone."""
+        return self.reads == tuple((index,) for index in range(len(self.layers)))
+
+    def readers(self, index: int) -> tuple[int, ...]:
+        """The layers that read activity `h_index`."""
+        return tuple(layer for layer, read in enumerate(self.reads) if index in read)
+
+    def activation(self, index: int) -> Activation:
+        """The `f` in the decay of `h_index`: that of the first layer reading it."""
+        return self.layers[self.readers(index)[0]].activation
 
     def init(self, key: jax.Array, inputs: jax.Array) -> tuple[Params, ...]:
         """Draws the parameters of every layer.
@@ -78,19 +151,19 @@ class Network(NamedTuple):
         Raises:
           TypeError: if the inputs are not floats.
           ValueError: if there are no layers, no batch or no example in it, or a layer
-            does not accept what the one below predicts.
+            does not accept what is predicted below.
         """
         params: list[Params] = []
         check_inputs("network.init", self, inputs)
-        shape = jax.eval_shape(lambda x: x, inputs)
-        for index, layer in enumerate(self.layers):
+        shapes = [jax.eval_shape(lambda x: x, inputs)]
+        for index, (layer, read) in enumerate(
+            zip(self.layers, self.reads, strict=True)
+        ):
             layer_key = jax.random.fold_in(key, index)
-            # Layers may look at shapes only, so zeros stand for the activity.
-            activity = jnp.zeros(shape.shape, shape.dtype)
-            layer_params = explain(index, activity, layer.init, layer_key, activity)
-            shape = explain(
-                index, activity, jax.eval_shape, layer.apply, layer_params, activity
-            )
+            # Layers may look at shapes only, so zeros stand for the activities.
+            below = [jnp.zeros(shapes[i].shape, shapes[i].dtype) for i in read]
+            layer_params = explain(index, below, layer.init, layer_key, *below)
+            shapes.append(predict_shape(index, layer, layer_params, below))
             params.append(layer_params)
         return tuple(params)
 
@@ -99,34 +172,80 @@ class Network(NamedTuple):
         return feedforward(self, params, inputs)[-1]
 
 
+def _checked_reads(count: int, reads: Any) -> tuple[tuple[int, ...], ...]:
+    """The edges as tuples, refused if no network has them."""
+    expected = "Network: reads must hold a tuple of ints for each of the"
+    if not isinstance(reads, Sequence) or len(reads) != count:
+        raise ValueError(f"{expected} {count} layers, got {reads!r}.")
+    for index, read in enumerate(reads):
+        if not isinstance(read, Sequence) or not all(is_int(i) for i in read):
+            raise ValueError(f"{expected} {count} layers, got {read!r} for {index}.")
+        if (
+            not read
+            or len(set(read)) < len(read)
+            or not 0 <= min(read) <= max(read) <= index
+        ):
+            raise ValueError(
+                f"Network: layer {index} must read one or more different activities "
+                f"of 0 to {index}, the input and those below it; got {tuple(read)}."
+            )
+    unread = sorted(set(range(1, count)) - {i for read in reads for i in read})
+    if unread:
+        raise ValueError(
+            f"Network: hidden activities {unread} are read by no layer, so that "
+            "nothing could be learned for them; expected each to be read."
+        )
+    return tuple(tuple(int(i) for i in read) for read in reads)
+
+
 def feedforward(
     network: Network, params: Sequence[Params], inputs: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """The feed-forward activities, each layer fed with the prediction below.
+    """The feed-forward predictions, each layer fed with those below.
 
     Args:
-      network: a chain of L layers.
+      network: L layers.
       params: their parameters, as `network.init` returns them.
       inputs: [B, ...].
 
     Returns:
-      `(p_1, ..., p_L)`, the last one being the output logits.
+      `(p_1, ..., p_L)`, the last one being the output logits; the activities at the
+      start of inference are `(inputs, p_1, ..., p_{L-1}, h_L)`.
 
     Raises:
       TypeError: if inputs or parameters are not floats.
       ValueError: if the batch is empty, the parameters are of another network, or a
-        layer does not accept what the one below predicts.
+        layer does not accept what is predicted below.
     """
     check_inputs("feedforward", network, inputs)
     check_sequence("feedforward", "params", params)
     check_params("feedforward", network, params, inputs)
-    predictions, below = [], inputs
-    for index, (layer, layer_params) in enumerate(
-        zip(network.layers, params, strict=True)
+    activities = [inputs]
+    for index, (layer, layer_params, read) in enumerate(
+        zip(network.layers, params, network.reads, strict=True)
     ):
-        below = explain(index, below, layer.apply, layer_params, below)
-        predictions.append(below)
-    return tuple(predictions)
+        below = [activities[i] for i in read]
+        activities.append(explain(index, below, layer.apply, layer_params, *below))
+    return tuple(activities[1:])
+
+
+def predict_shape(
+    index: int, layer: Layer, params: Params, below: Sequence[jax.Array]
+) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a prediction; refuses what is no batch of one array."""
+    shape = explain(index, below, jax.eval_shape, layer.apply, params, *below)
+    if not isinstance(shape, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"network: layer {index} must predict one array, but its apply returned a "
+            f"{type(shape).__name__}: {jax.tree.map(lambda x: x.shape, shape)}. Wrap "
+            "it in a pcjax.Layer whose apply returns the activity alone."
+        )
+    if shape.shape[:1] != below[0].shape[:1]:
+        raise ValueError(
+            f"network: layer {index} must predict [B, ...] with the batch size "
+            f"{below[0].shape[0]} of what it reads, but predicts shape {shape.shape}."
+        )
+    return shape
 
 
 def check_inputs(function: str, network: Network, inputs: jax.Array) -> None:
@@ -150,8 +269,11 @@ def check_params(
     function: str, network: Network, params: Sequence[Params], inputs: jax.Array
 ) -> None:
     """Refuses parameters whose trees, shapes or kinds are not those of the network."""
-    key = Network(tuple(network.layers))
-    expected = _expected_params(key, tuple(inputs.shape), inputs.dtype)
+    given = network, tuple(inputs.shape), inputs.dtype
+    try:
+        expected = _expected_params(*given)
+    except TypeError:  # a network that cannot be hashed
+        expected = _expected_params.__wrapped__(*given)
     if len(params) != len(expected):
         raise ValueError(
             f"{function}: the network has {len(expected)} layers, but params holds "
@@ -208,12 +330,13 @@ def _expected_params(
     return jax.eval_shape(lambda x: network.init(jax.random.key(0), x), inputs)
 
 
-def explain(index: int, activity: jax.Array, function: Callable, *args) -> Any:
-    """Calls `function`; a failure names the layer and the shape it was given."""
+def explain(index: int, below: Sequence[jax.Array], function: Callable, *args) -> Any:
+    """Calls `function`; a failure names the layer and the shapes it was given."""
     try:
         return function(*args)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        shapes = " and ".join(str(tuple(h.shape)) for h in below)
         raise ValueError(
             f"network: layer {index} does not accept an activity of shape "
-            f"{activity.shape} with its parameters: {error}"
+            f"{shapes} with its parameters: {error}"
         ) from error

@@ -1,6 +1,7 @@
 """Output links with their losses, and the ways to clamp the output activity."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -99,9 +100,16 @@ def soft_clamp(gamma: Any) -> Clamp:
         )
     check_non_negative("soft_clamp", "gamma", gamma)
 
-    def clamp(targets: jax.Array, outputs: jax.Array, activity: jax.Array) -> jax.Array:
-        del activity
-        weight = jnp.asarray(gamma, outputs.dtype)
-        return (targets + weight * outputs) / (1 + weight)
+    return _SoftClamp(gamma)
 
-    return clamp
+
+@dataclass(frozen=True)
+class _SoftClamp:
+    gamma: Any
+
+    def __call__(
+        self, targets: jax.Array, outputs: jax.Array, activity: jax.Array
+    ) -> jax.Array:
+        del activity
+        weight = jnp.asarray(self.gamma, outputs.dtype)
+        return (targets + weight * outputs) / (1 + weight)

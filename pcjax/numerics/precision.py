@@ -15,9 +15,9 @@ plainly, and what may not:
   bfloat16 numbers for one do, `R(x) + R(x - R(x))`: for twice the work they are good
   for 2^-16 = 1.5e-5 of the activity.
 
-So the product is taken of the change since the feed-forward pass. That is a
-difference of nearly equal numbers, so exact in float32, and rounding it costs 2^-8 of
-the change, not of the activity:
+So inference takes the product of the change since the feed-forward pass, in any
+precision (`pcjax.numerics.changes`). The change is exact in float32, and rounding it
+costs 2^-8 of the change, not of the activity:
 
     p(h) = p(h0) + R(f(h) - f(h0)) R(w)
 
@@ -37,19 +37,6 @@ import jax.numpy as jnp
 from pcjax.numerics.convolve import by_xla, convolve
 
 
-class Anchor(NamedTuple):
-    """The product of the feed-forward pass, from which later ones count.
-
-    Attributes:
-      inputs: x [B, ...], what was multiplied by the weights; None where the inputs
-        never move.
-      outputs: x w [B, ...], without a bias: linear in the weights.
-    """
-
-    inputs: jax.Array | None
-    outputs: jax.Array
-
-
 class Bilinear(NamedTuple):
     """A product `y = x w`, linear in either, and its transposes.
 
@@ -65,28 +52,50 @@ class Bilinear(NamedTuple):
     pull_kernel: Callable[[jax.Array, jax.Array, Sequence[int], Any], jax.Array]
 
 
-# (x, w, anchor or None) -> (x w, anchor): the given anchor, or one made of this product
-Product = Callable[
-    [jax.Array, jax.Array, Anchor | None], tuple[jax.Array, Anchor | None]
-]
+class Product(NamedTuple):
+    """A bilinear map as layers use it.
+
+    Attributes:
+      apply: `(x, w) -> x w`.
+      known: `(x, w, value) -> value`, where value is `x w` from elsewhere, with the
+        derivatives of `x w`. Where only these are used, nothing is multiplied.
+    """
+
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    known: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def plain(bilinear: Bilinear) -> Product:
-    """The product as it is: no rounding and no anchor."""
+    """The product as it is, without rounding."""
 
-    def product(x, w, anchor):
-        del anchor
-        return bilinear.apply(x, w, None), None
+    def apply(x, w):
+        return bilinear.apply(x, w, None)
 
-    return product
+    @jax.custom_jvp
+    def known(x, w, value):
+        del x, w
+        return value
+
+    def differentiate(primals, tangents):
+        x, w, value = primals
+        along_x, along_w, _ = tangents
+        zero = jax.custom_derivatives.SymbolicZero
+        parts = []
+        if not isinstance(along_x, zero):
+            parts.append(apply(along_x, w))
+        if not isinstance(along_w, zero):
+            parts.append(apply(x, along_w))
+        return value, sum(parts) if parts else jnp.zeros_like(value)
+
+    known.defjvp(differentiate, symbolic_zeros=True)
+    return Product(apply, known)
 
 
 def rounded(bilinear: Bilinear, dtype: Any) -> Product:
-    """The product with operands rounded to `dtype`, near an anchor of the change.
+    """The product `R(x) R(w)` of operands rounded to `dtype`.
 
-    `R(x) R(w)` without an anchor, `anchor.outputs + R(x - anchor.inputs) R(w)` with
-    one. Either is differentiated as `x w`, in reverse mode, with its operands and
-    the cotangent rounded; the anchor is constant.
+    It is differentiated as `x w`, in reverse mode, with its operands and the cotangent
+    rounded.
 
     Args:
       bilinear: the product.
@@ -112,19 +121,12 @@ def rounded(bilinear: Bilinear, dtype: Any) -> Product:
         )
 
     @jax.custom_vjp
-    def multiply(x, w, anchor):
-        return save(x, w, anchor)[0]
+    def multiply(x, w):
+        return save(x, w)[0]
 
-    def save(x, w, anchor):
-        narrow_w = w.astype(dtype)
-        if anchor is None:
-            outputs = bilinear.apply(x.astype(dtype), narrow_w, x.dtype)
-        elif anchor.inputs is None:
-            outputs = anchor.outputs
-        else:
-            change = (x - anchor.inputs).astype(dtype)
-            outputs = anchor.outputs + bilinear.apply(change, narrow_w, x.dtype)
-        return outputs, (x.astype(dtype), narrow_w)
+    def save(x, w):
+        operands = x.astype(dtype), w.astype(dtype)
+        return bilinear.apply(*operands, x.dtype), operands
 
     def pull(saved, cotangent):
         x, w = saved
@@ -132,17 +134,28 @@ def rounded(bilinear: Bilinear, dtype: Any) -> Product:
         return (
             bilinear.pull_inputs(g, w, x.shape, cotangent.dtype),
             bilinear.pull_kernel(x, g, w.shape, cotangent.dtype),
-            None,
         )
 
     multiply.defvjp(save, pull)
 
-    def product(x, w, anchor):
-        both = jnp.result_type(x, w)
-        outputs = multiply(x.astype(both), w.astype(both), anchor)
-        return outputs, Anchor(x, outputs) if anchor is None else anchor
+    @jax.custom_vjp
+    def with_value(x, w, value):
+        return value
 
-    return product
+    def save_value(x, w, value):
+        return value, (x.astype(dtype), w.astype(dtype))
+
+    with_value.defvjp(save_value, lambda saved, g: (*pull(saved, g), None))
+
+    def known(x, w, value):
+        # No cotangent goes on to what made the value, not even one of zeros.
+        return with_value(x, w, jax.lax.stop_gradient(value))
+
+    def apply(x, w):
+        both = jnp.result_type(x, w)
+        return multiply(x.astype(both), w.astype(both))
+
+    return Product(apply, known)
 
 
 def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int], dtype: Any):

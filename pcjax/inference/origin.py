@@ -1,0 +1,330 @@
+"""The one linearisation of a network, which all drivers of inference share.
+
+An `Origin` stands at the feed-forward activities. Activities are given as shifts from
+there, and `look` answers with the predictions, errors and gradients of the shifted
+activities, everything being counted in changes: a hidden error is
+
+    e_l = d_l - (p_l(h + d) - p_l(h)),
+
+the shift less the change of the prediction, both of which keep their digits however
+small they are beside the activity (see `pcjax.networks.Near`).
+
+Work. The forward pass serves as the predictions of what has not moved. A prediction is
+made again only if an activity that it comes from has moved, and no vector-Jacobian
+product is made with respect to the clamped input.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pcjax.energy import (
+    Errors,
+    Weights,
+    call_at,
+    decay_weights,
+    energy_terms,
+    error_weights,
+    is_zero,
+    weigh,
+)
+from pcjax.networks.layers import near_of
+from pcjax.networks.network import Network, Params
+from pcjax.networks.outputs import Clamp, Output
+
+# g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
+# None where not asked for)
+Pull = Callable[[jax.Array], tuple[Any, tuple[jax.Array | None, ...]]]
+
+
+class InferenceState(NamedTuple):
+    """Activities with the predictions and errors they give.
+
+    Attributes:
+      activities: `(h_0, ..., h_L)`, each [B, ...].
+      predictions: `(p_1, ..., p_L)`, the last one being logits.
+      errors: `(e_1, ..., e_L)`.
+    """
+
+    activities: tuple[jax.Array, ...]
+    predictions: tuple[jax.Array, ...]
+    errors: Errors
+
+
+class Problem(NamedTuple):
+    """The free energy to lower: everything but parameters and data."""
+
+    network: Network
+    output: Output
+    clamp: Clamp
+    gamma: Weights
+    decay: Weights
+    function: str = "infer"  # whom error texts name
+
+
+class Front(NamedTuple):
+    """What inference from feed-forward values has reached, as indices of activities.
+
+    Attributes:
+      moved: the hidden activities that are away from their start.
+      live: those whose error is not known to be zero, the output included.
+      moving: the hidden activities whose gradient is not known to be zero.
+    """
+
+    moved: frozenset[int]
+    live: frozenset[int]
+    moving: frozenset[int]
+
+
+class View(NamedTuple):
+    """A network at shifted activities.
+
+    Attributes:
+      state: activities, predictions and errors.
+      gammas: the weights of the errors there, L numbers or [B].
+      gradient: `(l, errors) -> dF/dh_l` [B, ...], l = 1..L-1, if the errors were
+        `(e_1, ..., e_L)`; None if it is known to be zero.
+      pulls: of every layer, what pulls a cotangent of its prediction back.
+    """
+
+    state: InferenceState
+    gammas: Sequence[jax.Array | float]
+    gradient: Callable[[int, Errors], jax.Array | None]
+    pulls: Sequence[Pull]
+
+
+class Origin:
+    """A problem at its feed-forward activities.
+
+    Attributes:
+      start: the hidden activities `(h_1, ..., h_{L-1})` there.
+      logits: `p_L` there.
+      everywhere: the front at which every hidden activity has moved.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        params: Sequence[Params],
+        inputs: jax.Array,
+        targets: jax.Array,
+    ) -> None:
+        """Makes the forward pass."""
+        self.problem, self._first = problem, tuple(params)
+        self._inputs, self._targets = inputs, targets
+        network = problem.network
+        self._reads = network.reads
+        self._nears = [near_of(layer) for layer in network.layers]
+        activities, self._anchors, self._pulls = [inputs], [], []
+        for near, theta, read in zip(self._nears, params, self._reads, strict=True):
+            below = [activities[i] for i in read]
+            prediction, pull, anchor = _vjp_start(near, theta, read, below, False)
+            activities.append(prediction)
+            self._anchors.append(anchor)
+            self._pulls.append(pull)
+        _, *start, self.logits = activities
+        self.start = tuple(start)
+        hidden = frozenset(range(1, len(network.layers)))
+        self.everywhere = Front(hidden, hidden | {len(network.layers)}, hidden)
+
+    def rest(self) -> tuple[jax.Array, ...]:
+        """Shifts of zero."""
+        return jax.tree.map(jnp.zeros_like, self.start)
+
+    def look(
+        self,
+        shifts: Sequence[jax.Array],
+        t: jax.Array | int,
+        front: Front | None = None,
+        *,
+        params: Sequence[Params] | None = None,
+        of_params: bool = False,
+        of_shifts: bool = True,
+    ) -> View:
+        """The network at `start + shifts`.
+
+        Args:
+          shifts: of the hidden activities, each [B, ...].
+          t: the number of iterations made so far, for weights and clamps that use it.
+          front: what is known to be zero; by default nothing.
+          params: others than those of the forward pass.
+          of_params: whether the pulls give cotangents of the params.
+          of_shifts: whether they give those of the shifts, which `gradient` needs.
+        """
+        front = front or self.everywhere
+        predictions, changes, pulls = [], [], []
+        for index in range(len(self._nears)):
+            prediction, change, pull = self._move(
+                index, shifts, front, params, of_params, of_shifts
+            )
+            predictions.append(prediction)
+            changes.append(change)
+            pulls.append(pull)
+        state = self._observe(shifts, predictions, changes, t)
+        problem = self.problem
+        gammas, decays = (
+            weights(value, state.activities, state.errors, t, problem.function)
+            for weights, value in (
+                (error_weights, problem.gamma),
+                (decay_weights, problem.decay),
+            )
+        )
+        gradient = self._gradient(state, gammas, decays, pulls, front)
+        return View(state, gammas, gradient, pulls)
+
+    def _move(self, index, shifts, front, params, of_params, of_shifts):
+        """`(prediction, its change or None, pull)` of a layer."""
+        near, read = self._nears[index], self._reads[index]
+        origin = (self._inputs, *self.start)
+        below = tuple(origin[i] for i in read)
+        moved = tuple(i in front.moved for i in read)
+        first = (*self.start, self.logits)[index]
+        theta = self._first[index] if params is None else params[index]
+        if params is None and not any(moved):
+            pull = self._pulls[index]
+            if of_params:  # XLA finds the prediction among those of the forward pass
+                kept = read if of_shifts else (0,) * len(read)
+                _, pull, _ = _vjp_start(near, theta, kept, below, True)
+            return first, None, pull
+        moves = tuple(0.0 if i == 0 else shifts[i - 1] for i in read)
+        anchor = self._anchors[index]
+        if params is not None and near.follow is not None:
+            anchor = near.follow(theta, self._first[index], below, anchor)
+        anew = params is not None and near.follow is None
+
+        def predict(theta, moves):
+            if not anew:
+                return near.move(theta, below, moves, anchor, moved)
+            layer = self.problem.network.layers[index]
+            prediction = layer.apply(theta, *map(jnp.add, below, moves))
+            return prediction, prediction - first
+
+        asked = tuple(bool(i) and of_shifts for i in read)
+        pull, change = _vjp(predict, theta, moves, of_params, asked)[1:]
+        return first + change, change, pull
+
+    def _observe(self, shifts, predictions, changes, t) -> InferenceState:
+        """The state of predictions and their changes: clamps, takes the errors."""
+        problem = self.problem
+        hidden = jax.tree.map(jnp.add, self.start, tuple(shifts))
+        logits = predictions[-1]
+        below = (self._inputs, *hidden)[problem.network.reads[-1][0]]
+        outputs = call_at(
+            "clamp", problem.clamp, t, self._targets, problem.output.link(logits), below
+        )
+        errors = [
+            shift if change is None else shift - change
+            for shift, change in zip(shifts, changes[:-1], strict=True)
+        ]
+        return InferenceState(
+            activities=(self._inputs, *hidden, outputs),
+            predictions=tuple(predictions),
+            errors=(*errors, problem.output.error(logits, outputs)),
+        )
+
+    def _gradient(self, state, gammas, decays, pulls, front):
+        """Minus the bracket of eq. 2, for a network that may be a graph.
+
+        `gamma_i e_i + decay_i f'(h_i) f(h_i) - sum_l J_{l,i}^T gamma_{l+1} e_{l+1}`
+        over the layers l that read activity i.
+        """
+        network = self.problem.network
+
+        def gradient(index: int, errors: Errors) -> jax.Array | None:
+            if index not in front.moving:
+                return None
+            total = weigh(gammas[index - 1], errors[index - 1])
+            for layer in network.readers(index):
+                if layer + 1 in front.live:
+                    _, pulled = pulls[layer](weigh(gammas[layer], errors[layer]))
+                    total -= pulled[network.reads[layer].index(index)]
+            if not is_zero(decays[index - 1]):
+                activation = network.activation(index)
+                values, pull = jax.vjp(activation, state.activities[index])
+                total += weigh(decays[index - 1], pull(values)[0])
+            return total
+
+        return gradient
+
+
+def state_energy(
+    problem: Problem, state: InferenceState, t: jax.Array | int | None = None
+) -> jax.Array:
+    """The free energy [B] of a state after t iterations, from what it already holds."""
+    weights = (state.activities, state.errors, t, problem.function)
+    terms = energy_terms(
+        problem.network,
+        *state,
+        problem.output,
+        error_weights(problem.gamma, *weights),
+        decay_weights(problem.decay, *weights),
+    )
+    return jnp.sum(terms, axis=0)
+
+
+def _vjp_start(near, theta, read: Sequence[int], below, learned: bool):
+    """The forward pass of a layer: `(prediction, pull, anchor)`.
+
+    The pull is one of what is no clamped input (0) among `read`, and if `learned` of
+    the params.
+    """
+    asked = tuple(bool(i) for i in read)
+    return _vjp(
+        lambda theta, below: near.start(theta, *below), theta, below, learned, asked
+    )
+
+
+def _vjp(function, theta, arrays, of_params: bool, asked: Sequence[bool]):
+    """`function(theta, arrays) -> (prediction, aux)` with a pull of what is asked for.
+
+    Returns:
+      `(prediction, pull, aux)`.
+    """
+    free = (
+        theta if of_params else None,
+        tuple(
+            array if wanted else None
+            for array, wanted in zip(arrays, asked, strict=True)
+        ),
+    )
+
+    def call(free):
+        theta_, arrays_ = free
+        both = zip(arrays, arrays_, strict=True)
+        return function(
+            theta_ if of_params else theta,
+            tuple(own if new is None else new for own, new in both),
+        )
+
+    prediction, pull, aux = jax.vjp(call, free, has_aux=True)
+    return prediction, lambda g: pull(g)[0], aux
+
+
+def fronts(network: Network) -> list[Front]:
+    """The front of every iteration of simultaneous inference from feed-forward values.
+
+    An activity moves once its own error or that of an activity predicted from it is not
+    zero, and its error is not zero once it or what it is predicted from has moved. So
+    an error arrives after the shortest path from the output. After the last of these
+    fronts everything has moved.
+    """
+    count = len(network.layers)
+    moved: frozenset[int] = frozenset()
+    rows: list[Front] = []
+    while True:
+        live = frozenset({count, *moved}) | {
+            index + 1
+            for index, read in enumerate(network.reads)
+            if not moved.isdisjoint(read)
+        }
+        moving = frozenset(
+            i
+            for i in range(1, count)
+            if i in live or any(layer + 1 in live for layer in network.readers(i))
+        )
+        if moved == moving:
+            return rows
+        rows.append(Front(moved, live, moving))
+        moved = moving
