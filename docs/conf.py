@@ -1,9 +1,11 @@
 """How `make docs` builds the site."""
 
+import ast
 import inspect
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +45,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the search is in the sidebar
 }
 html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp, .go"
@@ -60,8 +63,6 @@ myst_heading_anchors = 4
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 79
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -82,6 +83,35 @@ def _is_field(member: object) -> bool:
 def skip_fields(app, what, name, member, skip, options):
     """Fields are described in the docstring of their class, not a second time."""
     return True if _is_field(member) else None
+
+
+def as_written(app, what, name, obj, options, signature, returns):
+    """The signature as the source has it: names of types and defaults, not their values.
+
+    Of a NamedTuple these are its fields.
+    """
+    if what not in ("function", "method", "class"):
+        return None
+    try:
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(obj))).body
+    except (TypeError, OSError):
+        return None
+    if isinstance(node, ast.ClassDef):
+        fields = [x for x in node.body if isinstance(x, ast.AnnAssign)]
+        if issubclass(obj, tuple) and fields:
+            return f"({', '.join(map(ast.unparse, fields))})", None
+        makers = [
+            x
+            for x in node.body
+            if isinstance(x, ast.FunctionDef) and x.name in ("__init__", "__new__")
+        ]
+        if not makers:
+            return None
+        (node,) = makers
+    if node.args.args and node.args.args[0].arg in ("self", "cls"):
+        del node.args.args[0]
+    returned = node.returns if what != "class" else None
+    return f"({ast.unparse(node.args)})", returned and ast.unparse(returned)
 
 
 def as_restructured_text(app, what, name, obj, options, lines):
@@ -126,4 +156,5 @@ def _words_behind(name: str) -> list[str]:
 def setup(app):
     """Registers the hooks above."""
     app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-process-docstring", as_restructured_text)
