@@ -10,11 +10,11 @@ BIN := $(VENV)/bin
 # One process per worker is enough: without these, each takes every core.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help test lint types pytest test-faults demo clean
+.PHONY: help test lint types pytest test-faults demo docs clean
 .NOTPARALLEL:
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 test: lint types pytest  ## Lint, check types, run doctests and all tests
 
@@ -34,8 +34,13 @@ test-faults: $(VENV)/.test  ## Inject every fault of docs/reliability.md and cou
 demo: $(VENV)/.experiments  ## Compare eight methods on handwritten digits, into OUT
 	$(BIN)/python -m experiments.quickstart --out $(OUT)
 
+docs: $(VENV)/.docs  ## Build the site into docs/_build/html, its pages executed
+	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -W --keep-going -q -E docs docs/_build/html
+	@echo "Written: docs/_build/html/index.html"
+
 clean:  ## Remove the virtual environment, caches and outputs
 	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/api/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -57,4 +62,9 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.created
 $(VENV)/.experiments: pyproject.toml | $(VENV)/.created
 	@echo "Installing pcjax and its experiments into $(VENV) (minutes, the first time)"
 	$(BIN)/python -m pip install --quiet --editable ".[experiments]"
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.created
+	@echo "Installing pcjax and what builds its docs into $(VENV) (minutes, the first time)"
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@
