@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import select
-from experiments.runner import Trainer, timeless, train_methods
-from experiments.settings import settings
-from experiments.tasks import TrainingSize as Size
-from experiments.tasks import make_task
+from experiments.common import report
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.methods import select
+from experiments.common.runner import Trainer, timeless, train_methods
+from experiments.common.settings import settings
+from experiments.common.tasks import TrainingSize as Size
+from experiments.common.tasks import make_task
 
 METHODS = ("BP", "BP-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
 PICTURES = 8

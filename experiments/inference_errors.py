@@ -18,9 +18,9 @@ import numpy as np
 import tyro
 
 import pcjax
-from experiments import report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.settings import settings
+from experiments.common import report
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.settings import settings
 from pcjax import training
 
 METHODS = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}

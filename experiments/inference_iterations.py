@@ -20,12 +20,12 @@ import optax
 import tyro
 
 import pcjax
-from experiments import grid, methods, report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import Hyper, Method
-from experiments.runner import constantly, timeless, train_methods
-from experiments.settings import Settings, settings
-from experiments.tasks import make_task
+from experiments.common import grid, methods, report
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.methods import Hyper, Method
+from experiments.common.runner import constantly, timeless, train_methods
+from experiments.common.settings import Settings, settings
+from experiments.common.tasks import make_task
 
 RATES = (1e-4, 5e-5, 1e-5)
 STEP_SIZES = (0.02, 0.05, 0.1, 0.3)

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pcjax
-from experiments import data
+from experiments.common import data
 from pcjax import training
 from pcjax.learning.gradients import GradFn
 from pcjax.training import evaluation

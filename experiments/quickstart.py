@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 import pcjax
-from experiments import data, methods, report, runner
-from experiments.harness import command, plain, write_json
-from experiments.settings import Settings, settings
-from experiments.tasks import make_task
+from experiments.common import data, methods, report, runner
+from experiments.common.harness import command, plain, write_json
+from experiments.common.settings import Settings, settings
+from experiments.common.tasks import make_task
 from pcjax.optimizers.finite import NonFiniteError
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from experiments import page
-from experiments.harness import Options, execute
+from experiments.common import page
+from experiments.common.harness import Options, execute
 
 
 @dataclass(frozen=True)

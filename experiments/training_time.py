@@ -18,12 +18,12 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import select
-from experiments.runner import train_methods
-from experiments.settings import Net, settings
-from experiments.tasks import make_task
+from experiments.common import report
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.methods import select
+from experiments.common.runner import train_methods
+from experiments.common.settings import Net, settings
+from experiments.common.tasks import make_task
 
 METHODS = ("BP", "BP-Adam", "IL", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
 NETS: tuple[Net, ...] = ("mlp", "conv", "autoencoder")

@@ -18,13 +18,13 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import grid, report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import Hyper, Method, select
-from experiments.runner import constantly, timeless, train_methods
-from experiments.settings import Net, Settings, settings
-from experiments.tasks import TrainingSize as Size
-from experiments.tasks import make_task
+from experiments.common import grid, report
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.methods import Hyper, Method, select
+from experiments.common.runner import constantly, timeless, train_methods
+from experiments.common.settings import Net, Settings, settings
+from experiments.common.tasks import TrainingSize as Size
+from experiments.common.tasks import make_task
 
 
 @dataclass(frozen=True)

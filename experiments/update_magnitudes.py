@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from experiments import methods, report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import Method
-from experiments.settings import Settings, settings
-from experiments.tasks import Task, make_task
+from experiments.common import methods, report
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.methods import Method
+from experiments.common.settings import Settings, settings
+from experiments.common.tasks import Task, make_task
 from pcjax import training
 
 METHODS = ("IL", "IL-MQ", "IL-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")

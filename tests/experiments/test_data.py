@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import cache, data
+from experiments.common import cache, data
 
 COUNTS = {"train": 30, "test": 20}
 SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
@@ -128,7 +128,7 @@ import socket, sys
 def refuse(*args, **kwargs): raise AssertionError("opened a connection")
 socket.socket.connect = refuse
 from pathlib import Path
-from experiments import data
+from experiments.common import data
 root = Path({str(tmp_path)!r})
 data.load("cifar10", root / "sets", root / "cache", progress=False)
 assert "tensorflow" not in sys.modules

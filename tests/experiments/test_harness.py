@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
-from experiments.harness import Claim, Experiment, Options, Run, execute
+from experiments.common import harness
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
 from pcjax.checkpoints.locks import FolderLock
 
 

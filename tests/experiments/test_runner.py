@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import pcjax
-from experiments import data, runner
-from experiments.harness import Run
-from experiments.methods import Hyper, select
-from experiments.settings import settings
-from experiments.tasks import make_task
+from experiments.common import data, runner
+from experiments.common.harness import Run
+from experiments.common.methods import Hyper, select
+from experiments.common.settings import settings
+from experiments.common.tasks import make_task
 from pcjax import training
 from pcjax.optimizers import finite
 
@@ -170,7 +170,9 @@ SCRIPT = """
 import pathlib
 import sys
 
-from experiments import classification, runner
+from experiments import classification
+
+from experiments.common import runner
 
 runner.CHECKPOINT_SECONDS = 0
 classification.EXPERIMENT.sizes["smoke"] = classification.Size(epochs=40, seeds=2)

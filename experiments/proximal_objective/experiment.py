@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import pcjax
-from experiments import report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.proximal_methods import figure_settings, select, train
-from experiments.proximal_plots import plot
-from experiments.rank_one import StepRule, own_updates
-from experiments.tasks import Task, make_task
+from experiments.common import report
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.tasks import Task, make_task
+from experiments.proximal_objective.methods import figure_settings, select, train
+from experiments.proximal_objective.plots import plot
+from experiments.proximal_objective.rank_one import StepRule, own_updates
 from pcjax import training
 from pcjax.inference.kernel import InferenceState, Problem, state_energy
 
@@ -295,6 +294,3 @@ EXPERIMENT = Experiment(
     claims=claims,
 )
 main = partial(execute, EXPERIMENT)
-
-if __name__ == "__main__":
-    main(tyro.cli(Config))

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pcjax
-from experiments import data
+from experiments.common import data
 from pcjax.checkpoints.locks import FolderLock
 from pcjax.optimizers.finite import NonFiniteError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.harness import MARKS
+from experiments.common.harness import MARKS
 
 COLUMNS = ("what", "paper", "here", "")
 

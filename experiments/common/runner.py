@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import Run, plain
-from experiments.methods import Hyper, Method
-from experiments.refusals import mean_of_kept, raise_if_refused
-from experiments.report import Live
-from experiments.settings import Settings
-from experiments.tasks import Task
+from experiments.common.harness import Run, plain
+from experiments.common.methods import Hyper, Method
+from experiments.common.refusals import mean_of_kept, raise_if_refused
+from experiments.common.report import Live
+from experiments.common.settings import Settings
+from experiments.common.tasks import Task
 from pcjax import training
 from pcjax.checkpoints.checkpoints import Checkpoints
 from pcjax.optimizers import finite

@@ -18,8 +18,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cache, prepared
-from experiments.prepared import Prepared
+from experiments.common import cache, prepared
+from experiments.common.prepared import Prepared
 
 DatasetError = prepared.DatasetError
 

@@ -12,7 +12,7 @@ import jax
 import optax
 
 import pcjax
-from experiments.settings import Settings
+from experiments.common.settings import Settings
 from pcjax import training
 from pcjax.learning.gradients import Update
 from pcjax.optimizers import normalised

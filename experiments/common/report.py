@@ -39,7 +39,7 @@ class Live:
 
     Where the output is no terminal, every epoch becomes one line instead. Losses and
     accuracies are medians over the networks of a method. Trainers and records are those
-    of `experiments.runner`.
+    of `experiments.common.runner`.
     """
 
     def __init__(self, title: str, methods: Sequence[str], epochs: int) -> None:
