@@ -290,5 +290,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     plot=plot,
     claims=claims,
+    exact=True,
 )
 main = partial(execute, EXPERIMENT)

@@ -1,8 +1,7 @@
 """python -m experiments.proximal_objective."""
 
-import tyro
-
+from experiments.common.harness import cli
 from experiments.proximal_objective import Config, main
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

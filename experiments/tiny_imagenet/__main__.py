@@ -1,8 +1,7 @@
 """python -m experiments.tiny_imagenet."""
 
-import tyro
-
+from experiments.common.harness import cli
 from experiments.tiny_imagenet import Config, main
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)
