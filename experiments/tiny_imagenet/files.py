@@ -24,7 +24,7 @@ import rich.progress
 from PIL import Image
 from rich.console import Console
 
-from experiments.prepared import DatasetError
+from experiments.common.prepared import DatasetError
 
 ROOT = "tiny-imagenet-200"
 NUM_CLASSES = 200

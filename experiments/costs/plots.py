@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from experiments import report
-from experiments.cost_measures import MEMORY, find, paper
+from experiments.common import report
+from experiments.costs.measures import MEMORY, find, paper
 
 MARKERS = {"BP": "D", "SeqIL": "o", "iPC": "^", "IL": "s"}
 

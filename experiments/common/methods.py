@@ -6,13 +6,13 @@ between networks that train side by side (`Hyper`) may be traced.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 import pcjax
-from experiments.settings import Settings
+from experiments.common.settings import Settings
 from pcjax import training
 from pcjax.learning.gradients import Update
 from pcjax.optimizers import normalised
@@ -216,6 +216,18 @@ def _ipc(settings):
     return settings.ipc_step_size
 
 
+# The names of `METHODS`, so that --help lists them.
+MethodName = Literal[
+    "BP",
+    "BP-Adam",
+    "IL",
+    "IL-MQ",
+    "IL-Adam",
+    "SeqIL",
+    "SeqIL-MQ",
+    "SeqIL-Adam",
+    "iPC",
+]
 METHODS = (
     Method("BP", backprop, decayed(optax.sgd), _seq),
     Method("BP-Adam", backprop, decayed(optax.adam), _seq),

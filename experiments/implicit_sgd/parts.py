@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import implicit_measures as measures
-from experiments import implicit_rules as rules
-from experiments.implicit_measures import summary
-from experiments.implicit_rules import Problem
+from experiments.implicit_sgd import measures, rules
+from experiments.implicit_sgd.measures import summary
+from experiments.implicit_sgd.rules import Problem
 from pcjax.theory.proximal import batch_loss, compare, proximal_step
 from pcjax.theory.theorem1 import lemma1_weights, proximal_weights
 

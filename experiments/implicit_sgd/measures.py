@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import pcjax
-from experiments.implicit_rules import Problem, Rule, relaxation, sequential
+from experiments.implicit_sgd.rules import Problem, Rule, relaxation, sequential
 from pcjax.inference.equilibrium import infer_to_equilibrium
 from pcjax.optimizers.normalised import squared_norms
 from pcjax.theory.newton import newton_step

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import tyro
-
 from benchmarks import workloads
 from benchmarks.workloads import Workload
-from experiments.cost_measures import (
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.settings import settings
+from experiments.costs.measures import (
     MEMORY,
     PAPER,
     find,
@@ -26,9 +26,7 @@ from experiments.cost_measures import (
     learning,
     paper,
 )
-from experiments.cost_plots import plot
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.settings import settings
+from experiments.costs.plots import plot
 
 TINY = settings("conv", "tiny_imagenet")
 
@@ -292,8 +290,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     plot=plot,
     claims=claims,
+    exact=True,
 )
 main = partial(execute, EXPERIMENT)
-
-if __name__ == "__main__":
-    main(tyro.cli(Config))

@@ -1,4 +1,4 @@
-"""Trains methods side by side, epoch by epoch, many networks at once.
+"""One method in training, many networks at once.
 
 The networks of a program differ in their random keys (seeds) and in what `Hyper` holds
 (a grid), along one axis of runs. After an epoch the state can be checkpointed; a
@@ -6,10 +6,8 @@ trainer that finds checkpoints goes on from them, and gives the same numbers to 
 """
 
 import dataclasses
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,23 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import Run, plain
-from experiments.methods import Hyper, Method
-from experiments.refusals import mean_of_kept, raise_if_refused
-from experiments.report import Live
-from experiments.settings import Settings
-from experiments.tasks import Task
+from experiments.common.folders import plain
+from experiments.common.methods import Hyper, Method
+from experiments.common.refusals import mean_of_kept, raise_if_refused
+from experiments.common.settings import Settings
+from experiments.common.tasks import Task
 from pcjax import training
-from pcjax.checkpoints.checkpoints import Checkpoints
+from pcjax.checkpoints import Checkpoints
 from pcjax.optimizers import finite
 from pcjax.optimizers.finite import OnNonFinite
 from pcjax.training import evaluation
 
 CHECKPOINT_SECONDS = 20.0  # at least so long between checkpoints of a trainer
-
-# What is known of a trained method, [epochs, runs] each:
-# {"train_loss": ..., "energy": ..., "test": {"loss": ..., "top1": ...}, ...}
-Curves = dict[str, Any]
 
 
 class Record(NamedTuple):
@@ -102,44 +95,10 @@ class Trainer:
         self._batch_size = min(settings.batch_size, len(task.train.images))
         runs = len(keys)
         self._hyper = Hyper(*(jnp.broadcast_to(jnp.float32(x), runs) for x in hyper))
-        example = task.example()
-
-        def make(hyper):
-            tx = method.optimizer(hyper.learning_rate, settings)
-            if on_nonfinite:
-                tx = finite.guard(tx, on_nonfinite)
-            recipe = method.rule(settings, hyper.step_size)
-            return recipe.update(task.network, task.output, tx), tx
-
-        def init(hyper, key):
-            return training.init_state(task.network, make(hyper)[1], key, example)
-
-        def epoch(hyper, state, data):
-            update, _ = make(hyper)
-            return training.make_epoch(update, task.prepare, self._batch_size)(
-                state, data
-            )
-
-        def evaluate(state, data):
-            measure = evaluation.make_evaluation(
-                task.network, task.prepare, task.measure
-            )
-            return measure(state.params, data)
-
+        self._data = _evaluated(task)
+        self._state: training.TrainState  # [runs] in every leaf
         started = time.perf_counter()
-        self._state = jax.jit(jax.vmap(init))(self._hyper, keys)
-        self._epoch = _compile(
-            epoch, (self._hyper, self._state), task.train, donate_argnums=1
-        )
-        halves = [jax.tree.map(lambda x, k=k: x[k::2], task.test) for k in range(2)]
-        self._data = {"even": halves[0], "odd": halves[1]}
-        if task.validation is not None:
-            self._data["validation"] = task.validation
-        sizes = {len(data.images): data for data in self._data.values()}
-        self._evaluate = {
-            size: _compile(evaluate, (self._state,), data)
-            for size, data in sizes.items()
-        }
+        self._compile(keys)
         self.compile_seconds = time.perf_counter() - started
         self.optimizer_state_bytes = sum(
             leaf.size * leaf.dtype.itemsize // runs
@@ -154,6 +113,44 @@ class Trainer:
         if self._checkpoints and (found := self._checkpoints.restore(self._state)):
             self._state = found.state
             self.records = [_record(entry) for entry in found.record]
+
+    def _compile(self, keys: jax.Array) -> None:
+        """Makes the state of every run, and the programs of an epoch and evaluation."""
+        task, example = self._task, self._task.example()
+
+        def init(hyper, key):
+            _, tx = self._rule(hyper)
+            return training.init_state(task.network, tx, key, example)
+
+        def epoch(hyper, state, data):
+            update, _ = self._rule(hyper)
+            return training.make_epoch(update, task.prepare, self._batch_size)(
+                state, data
+            )
+
+        def evaluate(state, data):
+            measure = evaluation.make_evaluation(
+                task.network, task.prepare, task.measure
+            )
+            return measure(state.params, data)
+
+        self._state = jax.jit(jax.vmap(init))(self._hyper, keys)
+        self._epoch = _compile(
+            epoch, (self._hyper, self._state), task.train, donate_argnums=1
+        )
+        sizes = {len(data.images): data for data in self._data.values()}
+        self._evaluate = {
+            size: _compile(evaluate, (self._state,), data)
+            for size, data in sizes.items()
+        }
+
+    def _rule(self, hyper: Hyper) -> tuple[Any, Any]:
+        """The training iteration and its optimizer."""
+        tx = self._method.optimizer(hyper.learning_rate, self._settings)
+        if self._on_nonfinite:
+            tx = finite.guard(tx, self._on_nonfinite)
+        recipe = self._method.rule(self._settings, hyper.step_size)
+        return recipe.update(self._task.network, self._task.output, tx), tx
 
     def epoch(self) -> Record:
         """Trains one epoch and evaluates."""
@@ -201,6 +198,23 @@ class Trainer:
             self._checkpoints.save(len(records), self._state, records)
             self._saved = now
 
+    def keep_weights(self, folder: Path) -> None:
+        """Writes the params of every run, as a checkpoint of its own in `folder/RUN`.
+
+        They are saved under the number of epochs, with the name of the method, the
+        settings and the measures of the last epoch as the record.
+        """
+        about = {
+            "method": self.name,
+            "settings": dataclasses.asdict(self._settings),
+            "epoch": len(self.records),
+        }
+        for run in range(jnp.size(self._hyper.learning_rate)):
+            params = jax.tree.map(lambda x, run=run: x[run], self._state.params)
+            with Checkpoints(folder / str(run)) as checkpoints:
+                if checkpoints.restore(params) is None:
+                    checkpoints.save(len(self.records), params, plain(about))
+
     def refused(self) -> list[int] | None:
         """How many steps of every run were refused; None if none was to be."""
         if self._on_nonfinite is None:
@@ -229,6 +243,15 @@ class Trainer:
             self._checkpoints.close()
 
 
+def _evaluated(task: Task) -> dict[str, training.Data]:
+    """What is evaluated after an epoch: the halves of the test set, and validation."""
+    halves = [jax.tree.map(lambda x, k=k: x[k::2], task.test) for k in range(2)]
+    found = {"even": halves[0], "odd": halves[1]}
+    if task.validation is not None:
+        found["validation"] = task.validation
+    return found
+
+
 def _compile(function: Callable, runs: tuple, data: Any, **options) -> Callable:
     """Compiles `function(*runs, data)` over a leading axis of the runs' trees."""
 
@@ -254,129 +277,3 @@ def _record(entry: dict) -> Record:
 
     fields = {name: array(value) for name, value in entry.items()}
     return Record(**fields | {"epoch": entry["epoch"], "seconds": entry["seconds"]})
-
-
-def train(trainers: Sequence[Trainer], epochs: int) -> Iterator[tuple[Trainer, Record]]:
-    """Trains all methods to the given epoch in turn, yielding every epoch.
-
-    Methods take turns, so that their times are of the same minutes of the machine.
-    """
-    for epoch in range(1, epochs + 1):
-        for trainer in trainers:
-            if len(trainer.records) < epoch:
-                yield trainer, trainer.epoch()
-
-
-def curves(records: Sequence[Record]) -> Curves:
-    """What the records hold but the seconds, each [epochs, runs]."""
-
-    def stack(rows):
-        if isinstance(rows[0], dict):
-            return {name: stack([row[name] for row in rows]) for name in rows[0]}
-        return np.stack(rows)
-
-    return {
-        name: stack([getattr(record, name) for record in records])
-        for name in ("train_loss", "energy", "rising", "test", "halves", "validation")
-        if getattr(records[0], name) is not None
-    }
-
-
-def train_methods(
-    run: Run,
-    part: str,
-    task: Task,
-    methods: Sequence[Method],
-    settings: Settings,
-    keys: jax.Array,
-    *,
-    epochs: int | None = None,
-    hyper: Callable[[Method], Hyper] | None = None,
-    extra: Callable[[Trainer], dict] = lambda trainer: {},
-    on_nonfinite: OnNonFinite | None = None,
-    in_turn: bool = True,
-) -> dict[str, Curves]:
-    """Trains methods as a part of an experiment that can be interrupted.
-
-    Args:
-      run: the experiment's output folder.
-      part: the part's name.
-      task: what they learn.
-      methods: how they learn.
-      settings: the hyper-parameters.
-      keys: a random key of every run, [runs].
-      epochs: passes over the training set; by default those of the settings.
-      hyper: `method -> Hyper` of the runs; by default that of the settings.
-      extra: what else to keep of a trained method, in JSON types.
-      on_nonfinite: see `Trainer`; None suits grids, where some runs are to fail.
-      in_turn: whether methods take turns by the epoch, so that their times are of the
-        same minutes; otherwise each is a part of its own, `part-METHOD`, so that of
-        a run of many hours what is finished is kept.
-
-    Returns:
-      For each method by name its `Curves`, with "seconds" [epochs],
-      "optimizer_state_bytes" and what `extra` returns besides; with "skip" also
-      "refused_steps" [runs].
-
-    Raises:
-      NonFiniteError: by "stop", naming method, run, step, quantity and layer.
-    """
-    epochs = epochs or settings.epochs
-    skips = on_nonfinite == "skip"
-
-    def compute(methods):
-        folder = run.checkpoints(part)
-        with Live(part, [method.name for method in methods], epochs) as live:
-            trainers = []
-            for method in methods:
-                live.status(f"compiling {method.name}")
-                chosen = hyper(method) if hyper else method.hyper(settings)
-                trainers.append(
-                    Trainer(
-                        method,
-                        task,
-                        settings,
-                        chosen,
-                        keys,
-                        folder / method.name,
-                        on_nonfinite,
-                    )
-                )
-                live.resume(trainers[-1])
-            for trainer, record in train(trainers, epochs):
-                live.update(trainer, record)
-        for trainer in trainers:
-            trainer.close()
-        return {
-            trainer.name: {
-                **curves(trainer.records),
-                "seconds": [record.seconds for record in trainer.records],
-                "optimizer_state_bytes": trainer.optimizer_state_bytes,
-                **({"refused_steps": trainer.refused()} if skips else {}),
-                **extra(trainer),
-            }
-            for trainer in trainers
-        }
-
-    groups = {part: methods} if in_turn else {f"{part}-{m.name}": [m] for m in methods}
-    trained: dict[str, Curves] = {}
-    for name, group in groups.items():
-        trained |= run.part(name, partial(compute, group))
-    shutil.rmtree(run.checkpoints(part), ignore_errors=True)
-    return trained
-
-
-def constantly(hyper: Hyper) -> Callable[[Method], Hyper]:
-    """The same hyper-parameters for every method."""
-    return lambda method: hyper
-
-
-def timeless(run: Run, part: str, trained: dict[str, Curves]) -> dict[str, Curves]:
-    """The curves without seconds, which go to run.json: results are then repeatable."""
-    run.seconds[f"{part}, per epoch"] = {
-        name: found["seconds"] for name, found in trained.items()
-    }
-    return {
-        name: {key: value for key, value in found.items() if key != "seconds"}
-        for name, found in trained.items()
-    }

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from experiments.methods import Hyper, Method
-from experiments.settings import Settings
-from experiments.tasks import Task
+from experiments.common.methods import Hyper, Method
+from experiments.common.settings import Settings
+from experiments.common.tasks import Task
 from pcjax import training
 from pcjax.optimizers.finite import NonFiniteError
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import pcjax
-from experiments.data import Dataset, Split, validation_split
-from experiments.settings import Net, Settings
+from experiments.common.data import Dataset, Split, validation_split
+from experiments.common.settings import Net, Settings
 from pcjax import training
 from pcjax.training import evaluation
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import report
-from experiments.methods import Hyper
+from experiments.common import report
+from experiments.common.methods import Hyper
 
 
 class Choice(NamedTuple):

@@ -19,15 +19,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import pcjax
-from experiments import report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.proximal_methods import figure_settings, select, train
-from experiments.proximal_plots import plot
-from experiments.rank_one import StepRule, own_updates
-from experiments.tasks import Task, make_task
+from experiments.common import report
+from experiments.common.claims import below, change
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.live import Parts
+from experiments.common.options import BatchSize, Iterations, LearningRate, adapted
+from experiments.common.tasks import Task, make_task
+from experiments.proximal_objective.methods import figure_settings, select, train
+from experiments.proximal_objective.plots import plot
+from experiments.proximal_objective.rank_one import StepRule, own_updates
 from pcjax import training
 from pcjax.inference.kernel import InferenceState, Problem, state_energy
 
@@ -59,7 +61,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, Iterations, BatchSize, LearningRate):
     """Measures the proximal objective along inference."""
 
     methods: tuple[str, ...] = ("IL", "IL-MQ", "SeqIL", "SeqIL-MQ")
@@ -134,24 +136,21 @@ def along_inference(
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """Trains a network for every method and seed, and measures its test images."""
     kinds = select(config.methods)
-    found = figure_settings(config.dataset_name)
+    found = adapted(figure_settings(config.dataset_name), config)
     task = make_task("mlp", config.load(), found)
     measurements = {
         name: _measurement(kind, task, found, size, config.betas)
         for name, kind in kinds.items()
     }
     parts: dict[str, list] = {name: [] for name in kinds}
-    with report.progress_bar() as bar:
-        row = bar.add_task("", total=size.seeds * len(kinds))
+    with Parts(run, size.seeds * len(kinds)) as shown:
         order = itertools.product(range(size.seeds), measurements.items())
         for seed, (name, one) in order:
-            bar.update(row, description=f"{name}, seed {seed}")
             key = jax.random.fold_in(jax.random.key(config.seed), seed)
-            part = run.part(f"{name}-{seed}", partial(one, key))
+            part = shown.part(f"{name}-{seed}", partial(one, key))
             # Times go to run.json, so that results are repeatable.
             run.seconds[f"{name}-{seed}, by step"] = part.pop("seconds")
             parts[name].append(part)
-            bar.advance(row)
     measured = {  # [..., seeds]
         name: {
             key: np.stack([report.array(part[key]) for part in of_seeds], axis=-1)
@@ -232,7 +231,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
                     said,
                     f"{_verdict(values)}: {_change(values)}{turn}; "
                     f"falls for {100 * share:.0f} % of the images",
-                    bool((values[-1] < values[0]).all()) if "falls" in said else None,
+                    below(change(values[-1] - values[0])) if "falls" in said else None,
                 )
             )
         rows.append(_balance(name, found))
@@ -295,6 +294,3 @@ EXPERIMENT = Experiment(
     claims=claims,
 )
 main = partial(execute, EXPERIMENT)
-
-if __name__ == "__main__":
-    main(tyro.cli(Config))

@@ -3,7 +3,7 @@
 python -m experiments.tiny_imagenet --manual-dir DIR --data-dir DIR
 
 TFDS does not know it. This prepares it from the official zip, a tar of the same files
-or an extracted folder, without TensorFlow; `experiments.data` reads what it made.
+or an extracted folder, without TensorFlow; `common.data` reads what it made.
 """
 
 import tempfile
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import tiny_imagenet_files as files
-from experiments.prepared import DatasetError, tfds_folder
+from experiments.common.prepared import DatasetError, tfds_folder
+from experiments.tiny_imagenet import files
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
@@ -114,7 +113,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class Config:
-    """Prepares Tiny ImageNet from its official files, for `experiments.data`."""
+    """Prepares Tiny ImageNet from its official files, for `experiments.common.data`."""
 
     manual_dir: Path
     """The folder with tiny-imagenet-200.zip, a tar of the same or the folder itself."""
@@ -145,7 +144,3 @@ def main(config: Config) -> None:
     console.print(table)
     seconds = time.perf_counter() - start
     console.print(f"{info.data_dir}: made in {seconds:.1f} s.", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Config))

@@ -22,13 +22,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import pcjax
-from experiments import data, implicit_plots
-from experiments import implicit_parts as parts
-from experiments.implicit_parts import Size
-from experiments.implicit_rules import SOFT_CLAMP, Problem, sequential
+from experiments.common import data
+from experiments.implicit_sgd import parts
+from experiments.implicit_sgd import plots as implicit_plots
+from experiments.implicit_sgd.parts import Size
+from experiments.implicit_sgd.rules import SOFT_CLAMP, Problem, sequential
 from pcjax import training
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
@@ -200,7 +200,3 @@ def measure(config: Config, size: Size) -> dict[str, Any]:
         untrained[name] = network, network.init(jax.random.key(config.seed), inputs)
     report("kinks", parts.kinks(untrained, size, few.inputs, few.targets))
     return results
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Config))

@@ -13,10 +13,14 @@ import jax
 import jax.numpy as jnp
 
 import pcjax
-from experiments import methods
-from experiments.rank_one import StepRule, normalised_steps, optimizer_steps
-from experiments.settings import Settings, settings
-from experiments.tasks import Task
+from experiments.common import methods
+from experiments.common.settings import Settings, settings
+from experiments.common.tasks import Task
+from experiments.proximal_objective.rank_one import (
+    StepRule,
+    normalised_steps,
+    optimizer_steps,
+)
 from pcjax import training
 
 

@@ -1,22 +1,12 @@
-"""What the experiments show: live progress, and the style of their figures."""
+"""The style of the experiments' figures and numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.live
-from rich.console import Console, Group
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
+from rich.table import Column
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the backprop runs
 # are dashed and the marker tells the optimizer.
@@ -32,90 +22,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "SeqIL-Adam": {"color": "#E69F00", "marker": "s"},
     "iPC": {"color": "#009E73", "marker": "^"},
 }
-
-
-class Live:
-    """A table of methods that follows the training, above a progress bar.
-
-    Where the output is no terminal, every epoch becomes one line instead. Losses and
-    accuracies are medians over the networks of a method. Trainers and records are those
-    of `experiments.runner`.
-    """
-
-    def __init__(self, title: str, methods: Sequence[str], epochs: int) -> None:
-        self._title = title
-        self._console = Console()
-        self._epochs = epochs
-        self._rows: dict[str, tuple[str, ...]] = dict.fromkeys(methods, ("",) * 5)
-        self._progress = progress_bar(self._console)
-        self._task = self._progress.add_task("", total=len(methods) * epochs)
-        self._live = rich.live.Live(console=self._console, get_renderable=self._render)
-
-    def __enter__(self) -> "Live":
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
-
-    def status(self, text: str) -> None:
-        """Says what is going on beside the bar."""
-        self._progress.update(self._task, description=text)
-
-    def resume(self, trainer: Any) -> None:
-        """Shows what an earlier run has done."""
-        if trainer.records:
-            done = len(trainer.records)
-            self._progress.update(self._task, advance=done - 1)
-            self.update(trainer, trainer.records[-1])
-
-    def update(self, trainer: Any, record: Any) -> None:
-        """Shows an epoch that has ended."""
-        accuracy = record.test.get("top1")
-        self._rows[trainer.name] = (
-            f"{record.epoch}/{self._epochs}",
-            f"{np.median(record.train_loss):.4f}",
-            f"{np.median(record.test['loss']):.4f}",
-            "" if accuracy is None else f"{100 * np.median(accuracy):.2f}",
-            f"{record.seconds:.2f}",
-        )
-        self._progress.update(
-            self._task, advance=1, description=f"{trainer.name} epoch {record.epoch}"
-        )
-        if not self._console.is_terminal:
-            epoch, train, test, percent, seconds = self._rows[trainer.name]
-            print(
-                f"{trainer.name:<11} epoch {epoch}  train loss {train}  "
-                f"test loss {test}  "
-                + (f"test accuracy {percent} %  " if percent else "")
-                + f"{seconds} s",
-                flush=True,
-            )
-
-    def _render(self) -> Group:
-        table = Table(
-            "method", *(right(h) for h in _LIVE_COLUMNS), box=None, title=self._title
-        )
-        for name, row in self._rows.items():
-            table.add_row(name, *row)
-        return Group(table, self._progress)
-
-
-_LIVE_COLUMNS = ("epoch", "train loss", "test loss", "test acc. %", "s/epoch")
-
-
-def progress_bar(console: Console | None = None) -> Progress:
-    """A bar with what is done, how long it took and how long the rest will take."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(),
-    )
 
 
 def right(header: str) -> Column:

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-from experiments import report
+from experiments.common import report
 
 START = 2.0  # where the curves of Figure 8 start
 WIDTH = 0.1  # changes up to this are drawn to a linear scale, larger ones to log
