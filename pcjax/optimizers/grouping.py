@@ -22,12 +22,12 @@ class Group(NamedTuple):
     Attributes:
       key: what they have in common, as the group function says.
       members: their places among the leaves.
-      count: the number of layers in the stack; None for a single layer.
+      size: the number of layers in the stack; None for a single layer.
     """
 
     key: Hashable
     members: list[int]
-    count: int | None
+    size: int | None
 
     @property
     def name(self) -> str:
@@ -58,8 +58,8 @@ class Layers(NamedTuple):
             for group in self.groups
             for name in (
                 [group.name]
-                if group.count is None
-                else [f"{group.name}/{index}" for index in range(group.count)]
+                if group.size is None
+                else [f"{group.name}/{index}" for index in range(group.size)]
             )
         )
 
@@ -118,9 +118,10 @@ def group(
         groups.append(Group(key, indices, found[0]))
         if len(set(found)) > 1:
             raise ValueError(
-                f"scale_by_mq: the arrays of the layer {groups[-1].name} have leading "
-                f"axes of layers of sizes {found} (None: not stacked); expected equal "
-                "ones. Tell them apart with `group_fn`."
+                f"scale_by_mq: the arrays of the layer "
+                f"{groups[-1].name or 'the whole tree'} have leading axes of layers of "
+                f"sizes {found} (None: not stacked); expected equal ones. Tell them "
+                "apart with `group_fn`."
             )
     return Layers(leaves, jax.tree.structure(tree), groups)
 

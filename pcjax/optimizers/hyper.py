@@ -54,9 +54,9 @@ def _by_name(
     for group in layers.groups:
         _check_width(name, values[group.name])
         value = jnp.asarray(values[group.name], dtype)
-        count = 1 if group.count is None else group.count
-        if value.shape not in ((), (group.count,)):
-            expected = "" if group.count is None else f" or shape ({count},)"
+        count = 1 if group.size is None else group.size
+        if value.shape not in ((), (group.size,)):
+            expected = "" if group.size is None else f" or shape ({count},)"
             raise ValueError(
                 f"scale_by_mq: {name} of the layer {group.name} has shape "
                 f"{value.shape}; expected a single number{expected}."

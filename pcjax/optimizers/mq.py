@@ -294,17 +294,17 @@ for _factory in (mq, scale_by_mq):
 
 
 def _mean_magnitudes(leaves: Sequence[Any], layer: Group, dtype: Any) -> jax.Array:
-    """The mean magnitude of a layer's gradient, [1]; of each in a stack, [count]."""
+    """The mean magnitude of a layer's gradient, [1]; of each in a stack, [size]."""
     gradients = [leaves[member] for member in layer.members]
-    size = sum(jnp.size(gradient) for gradient in gradients)
-    if layer.count is None:
+    entries = sum(jnp.size(gradient) for gradient in gradients)
+    if layer.size is None:
         total = sum(sum_magnitudes(gradient, dtype) for gradient in gradients)
-        return jnp.reshape(total / max(size, 1), (1,))
+        return jnp.reshape(total / max(entries, 1), (1,))
     total = sum(
         jnp.sum(jnp.abs(gradient), axis=range(1, jnp.ndim(gradient)), dtype=dtype)
         for gradient in gradients
     )
-    return total / max(size // max(layer.count, 1), 1)
+    return jnp.asarray(total / max(entries // max(layer.size, 1), 1))
 
 
 def _scale(
@@ -314,12 +314,12 @@ def _scale(
     scaled = list(leaves)
     first = 0
     for layer in groups:
-        count = 1 if layer.count is None else layer.count
+        count = 1 if layer.size is None else layer.size
         own = steps[first : first + count]
         first += count
         for member in layer.members:
             leaf = leaves[member]
             ones = (1,) * (jnp.ndim(leaf) - 1)
-            shape = () if layer.count is None else (count, *ones)
+            shape = () if layer.size is None else (count, *ones)
             scaled[member] = (own.reshape(shape) * leaf).astype(jnp.result_type(leaf))
     return scaled
