@@ -9,7 +9,7 @@ paper starts v at alpha, so that MQ's first update is the whole gradient; the ta
 on which nets that matters, and whether MQ from the first gradient keeps up with Adam.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,34 @@ WITHIN = 0.02  # of Adam's accuracy
 class Config(Options):
     """Compares MQ's starts and Adam on nets of many kinds."""
 
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Learning rates, the same for every optimizer: a parameter moves by about so much
-    in a step of Adam, and on average in one of MQ."""
+    nets: tuple[str, ...] = tuple(NETS)
+    """Rows of the table."""
+    adam_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    """Learning rates of Adam: how far every parameter moves in a step."""
+    mq_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    """Learning rates of MQ: how far they move on average, and some much further."""
     start: float = 1e-2
     """The given v."""
     decay: float = 0.999
     """rho of MQ."""
+
+    def __post_init__(self) -> None:
+        """Refuses nets that there are not, and tables that favour one side."""
+        super().__post_init__()
+        unknown = sorted(set(self.nets) - set(NETS))
+        if unknown or not self.nets:
+            raise ValueError(
+                f"--nets must be some of {list(NETS)}, got {unknown or 'none'}."
+            )
+        if len(self.adam_rates) != len(self.mq_rates) or not self.mq_rates:
+            raise ValueError(
+                "--adam-rates and --mq-rates must be equally many, got "
+                f"{len(self.adam_rates)} and {len(self.mq_rates)}."
+            )
+
+    def rates(self, optimizer: str) -> tuple[float, ...]:
+        """Those of an optimizer."""
+        return self.adam_rates if optimizer == "Adam" else self.mq_rates
 
 
 # Rules and optimizers.
@@ -80,19 +101,21 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """A part for every net, rule and optimizer."""
     images = config.load()
     results: dict[str, Any] = {}
-    for net, (make, low) in NETS.items():
+    for net in config.nets:
+        make, low = NETS[net]
         network = make(images.train.images.shape[1:], images.num_classes, size)
         for rule, gradients in RULES.items():
             trainer = Trainer(network, gradients(network), low, images, config, size)
             for name, optimizer in OPTIMIZERS.items():
                 part = f"{net}-{rule}-{name}".replace(" ", "_").replace("'", "")
-                found = run.part(part, partial(trainer.train_all, optimizer))
+                rates = config.rates(name)
+                found = run.part(part, partial(trainer.train_all, optimizer, rates))
                 results.setdefault(net, {}).setdefault(rule, {})[name] = found
                 best = 100 * np.max(_accuracies(found))
                 print(f"{net}, {rule}, {name}: {best:.2f} %", flush=True)
     return {
         "dataset": config.dataset_name,
-        "rates": config.rates,
+        "rates": {name: config.rates(name) for name in OPTIMIZERS},
         "settings": asdict(size),
         "nets": results,
     }
@@ -129,7 +152,7 @@ class Trainer:
         self._evaluate = jax.jit(evaluation.make_evaluation(network, prepare, measures))
         self._example = prepare(*_rows(self._train, jnp.zeros(1, jnp.int32)))[0]
 
-    def train_all(self, optimizer: Callable) -> dict[str, Any]:
+    def train_all(self, optimizer: Callable, rates: Sequence[float]) -> dict[str, Any]:
         """Trains with every rate and seed: accuracies [rates, seeds], and losses."""
 
         # One program for all rates.
@@ -141,7 +164,7 @@ class Trainer:
         self._step = jax.jit(step, donate_argnums=(1, 2))
         rows = [
             [self._train_one(optimizer, rate, seed) for seed in range(self._size.seeds)]
-            for rate in self._config.rates
+            for rate in rates
         ]
         return {
             name: [[entry[name] for entry in row] for row in rows]
@@ -190,13 +213,13 @@ def claims(results: dict[str, Any]) -> list[Claim]:
             for name, values in best.items():
                 behind = best["Adam"].max() - values.max()
                 highest = report.array(optimizers[name]["highest_loss"])
+                rate = results["rates"][name][int(values.argmax())]
                 rows.append(
                     Claim(
                         f"{net} by {rule}: {name}, accuracy in %",
                         "-",
-                        f"{100 * values.max():.2f} (rate "
-                        f"{results['rates'][int(values.argmax())]:g}; highest loss "
-                        "of a batch, by rate: "
+                        f"{100 * values.max():.2f} (rate {rate:g}; highest loss of a "
+                        "batch, by rate: "
                         + ", ".join(f"{x:.3g}" for x in highest.max(1))
                         + ")",
                         bool(behind <= WITHIN) if name == RECOMMENDED else None,
@@ -228,7 +251,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                 for name, found in optimizers.items():
                     values = 100 * _accuracies(found)
                     panel.plot(
-                        results["rates"],
+                        results["rates"][name],
                         values,
                         label=name,
                         markersize=5,
@@ -236,9 +259,10 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                         **styles[name],
                     )
                 panel.set(xscale="log", title=f"{net}, {rule}")
-                panel.set_xticks(
-                    results["rates"], [f"{rate:g}" for rate in results["rates"]]
+                ticks = sorted(
+                    {rate for row in results["rates"].values() for rate in row}
                 )
+                panel.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
                 panel.set_xticks([], minor=True)
         for panel in panels[-1]:
             panel.set_xlabel("learning rate")
@@ -253,7 +277,7 @@ EXPERIMENT = Experiment(
     title="Where MQ starts, and on which nets it matters",
     sizes={
         "smoke": Size(1, 1, 320, 32, (8, 16), 8, 1, 32),
-        "cpu": Size(3, 1, 4_000, 256, (16, 32, 64), 16, 2),
+        "cpu": Size(2, 1, 5_000, 256, (16, 32, 64), 16, 2, 32),
         "paper": Size(),
     },
     measure=measure,

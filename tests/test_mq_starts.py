@@ -179,7 +179,7 @@ def test_injected_numbers_keep_their_value(dtype, decay):
     moved = (v - 0.5) / 0.5
     np.testing.assert_allclose(moved, 1 - (decay or 0.9999), rtol=1e-3)
     np.testing.assert_allclose(
-        update, -(3e-3 / 0.5 + 1e-3), rtol=float(jnp.finfo(dtype).eps)
+        update, -(3e-3 / 0.5 + 1e-3), rtol=max(2e-6, float(jnp.finfo(dtype).eps))
     )
 
 
