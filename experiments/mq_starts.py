@@ -134,7 +134,7 @@ class Trainer:
         size: Size,
     ) -> None:
         """Puts the data on the device; nothing is compiled yet."""
-        self._network, self._config, self._size = network, config, size
+        self._config, self._size = config, size
         prepare = training.classification(images.num_classes, low=low)
         train = images.train
         chosen = slice(size.train_images)
@@ -148,6 +148,7 @@ class Trainer:
             return jnp.mean(info.loss), grads
 
         measures = evaluation.classification_measures(pcjax.softmax)
+        self._init = jax.jit(network.init)
         self._gradient = jax.jit(gradient)
         self._evaluate = jax.jit(evaluation.make_evaluation(network, prepare, measures))
         self._example = prepare(*_rows(self._train, jnp.zeros(1, jnp.int32)))[0]
@@ -174,7 +175,7 @@ class Trainer:
     def _train_one(self, optimizer, rate, seed):
         key = jax.random.fold_in(jax.random.key(self._config.seed), seed)
         params_key, data_key = jax.random.split(key)
-        params = self._network.init(params_key, self._example)
+        params = self._init(params_key, self._example)
         opt_state = optimizer(rate, self._config).init(params)
         losses: list[list[jax.Array]] = []
         total = len(self._train.images)
@@ -276,7 +277,7 @@ EXPERIMENT = Experiment(
     paper="section 4, eq. 30",
     title="Where MQ starts, and on which nets it matters",
     sizes={
-        "smoke": Size(1, 1, 320, 32, (8, 16), 8, 1, 32),
+        "smoke": Size(1, 1, 320, 32, (8, 16, 32), 8, 1, 32),
         "cpu": Size(2, 1, 5_000, 256, (16, 32, 64), 16, 2, 32),
         "paper": Size(),
     },
