@@ -22,9 +22,9 @@ import optax
 import tyro
 
 import pcjax
-from experiments import report
-from experiments.data import Dataset
-from experiments.harness import Claim, Experiment, Options, Run, execute
+from experiments.common import report
+from experiments.common.data import Dataset
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
 from experiments.mq_starts_nets import NETS, Size
 from pcjax import training
 from pcjax.learning.gradients import GradFn
