@@ -27,7 +27,7 @@ from pcjax.networks.network import (
     check_params,
     explain,
 )
-from pcjax.networks.outputs import Output, identity
+from pcjax.networks.outputs import Output, identity, widened
 
 # A number, one value per layer, [layers, B], or a function
 # (activities, errors) -> one of these, called at every inference iteration; it may have
@@ -145,7 +145,7 @@ def errors_of(
     *hidden, logits = predictions
     return (
         *(h - p for h, p in zip(activities[1:-1], hidden, strict=True)),
-        output.error(logits, activities[-1]),
+        output.error(*widened(logits, activities[-1])),
     )
 
 
@@ -168,7 +168,7 @@ def energy_terms(
             values = network.activation(index)(h)
             term += 0.5 * _scaled(decay, _squared_norm(values))
         terms.append(term)
-    loss = output.loss(predictions[-1], activities[-1])
+    loss = output.loss(*widened(predictions[-1], activities[-1]))
     return jnp.stack([*terms, _scaled(gammas[-1], loss)])
 
 
@@ -243,6 +243,7 @@ def _scaled(weight: jax.Array | float, values: jax.Array) -> jax.Array:
 
 
 def _squared_norm(values: jax.Array) -> jax.Array:
+    (values,) = widened(values)
     return jnp.sum(values**2, axis=range(1, values.ndim))
 
 

@@ -208,13 +208,13 @@ def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibr
     plain = problem._replace(gamma=1.0, decay=0.0)  # the errors alone count
     shifts = origin.rest()
     if shifts:
-        flat, shape = ravel_pytree(jax.tree.map(lambda shift: shift[0], shifts))
 
         def solve(theta, x, y, gamma, decay):
             own = Origin(plain, theta, x[None], y[None])
+            flat, shape = ravel_pytree([d.reshape(d.shape[1:]) for d in own.rest()])
 
             def errors(flat):
-                moved = jax.tree.map(lambda d: d[None], shape(flat))
+                moved = [d[None] for d in shape(flat)]
                 state = own.look(moved, 0).state
                 below = state.errors[:-1]
                 return ravel_pytree((below, y[None] - state.predictions[-1]))[0]
@@ -223,7 +223,7 @@ def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibr
             start = ravel_pytree(own.start)[0]
             matrix = rate.T @ (gamma[:, None] * rate) + jnp.diag(decay)
             right = -rate.T @ (gamma * at_rest) - decay * start
-            return shape(jnp.linalg.solve(matrix, right))
+            return tuple(shape(jnp.linalg.solve(matrix, right)))
 
         solved = jax.vmap(solve, in_axes=(None, 0, 0, 0, 0))
         decay = per_entry(decays, origin.start)

@@ -108,7 +108,7 @@ class _Transform:
 
     def init(self, hidden, keys=None):
         if not self.random:
-            return tuple(jax.vmap(self.optimizer.init)(h) for h in hidden)
+            return tuple(_along(h, jax.vmap(self.optimizer.init)(h)) for h in hidden)
 
         def of_example(h, key, layer):
             return with_keys(self.optimizer.init(h), jax.random.fold_in(key, layer))
@@ -121,6 +121,22 @@ class _Transform:
     def move(self, t, slope, opt_state, h):
         del t
         return jax.vmap(self.optimizer.update)(slope, opt_state, h)
+
+
+def _along(h: jax.Array, state: Any) -> Any:
+    """The state of a batch, over the devices that hold the activities of the batch.
+
+    Counters start from constants, which belong to no device and to all.
+    """
+    zeros = jnp.sum(jnp.zeros_like(h), axis=range(1, h.ndim))
+
+    def place(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.number):
+            return leaf
+        column = zeros.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return leaf + column.astype(leaf.dtype)
+
+    return jax.tree.map(place, state)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from pcjax.energy import (
     is_zero,
     weigh,
 )
-from pcjax.networks.layers import near_of
+from pcjax.networks.layers import near_of, shifted
 from pcjax.networks.network import Network, Params
-from pcjax.networks.outputs import Clamp, Output
+from pcjax.networks.outputs import Clamp, Output, widened
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
 # None where not asked for)
@@ -188,7 +188,7 @@ class Origin:
                 kept = read if of_shifts else (0,) * len(read)
                 _, pull, _ = _vjp_start(near, theta, kept, below, True)
             return first, None, pull
-        moves = tuple(0.0 if i == 0 else shifts[i - 1] for i in read)
+        moves = tuple(shifts[i - 1] if i else None for i in read)
         anchor = self._anchors[index]
         if params is not None and near.follow is not None:
             anchor = near.follow(theta, self._first[index], below, anchor)
@@ -198,7 +198,7 @@ class Origin:
             if not anew:
                 return near.move(theta, below, moves, anchor, moved)
             layer = self.problem.network.layers[index]
-            prediction = layer.apply(theta, *map(jnp.add, below, moves))
+            prediction = layer.apply(theta, *map(shifted, below, moves))
             return prediction, prediction - first
 
         asked = tuple(bool(i) and of_shifts for i in read)
@@ -209,10 +209,10 @@ class Origin:
         """The state of predictions and their changes: clamps, takes the errors."""
         problem = self.problem
         hidden = jax.tree.map(jnp.add, self.start, tuple(shifts))
-        logits = predictions[-1]
         below = (self._inputs, *hidden)[problem.network.reads[-1][0]]
+        logits, targets = widened(predictions[-1], self._targets)
         outputs = call_at(
-            "clamp", problem.clamp, t, self._targets, problem.output.link(logits), below
+            "clamp", problem.clamp, t, targets, problem.output.link(logits), below
         )
         errors = [
             shift if change is None else shift - change
@@ -221,7 +221,7 @@ class Origin:
         return InferenceState(
             activities=(self._inputs, *hidden, outputs),
             predictions=tuple(predictions),
-            errors=(*errors, problem.output.error(logits, outputs)),
+            errors=(*errors, problem.output.error(*widened(logits, outputs))),
         )
 
     def _gradient(self, state, gammas, decays, pulls, front):
@@ -299,7 +299,7 @@ def _vjp(function, theta, arrays, of_params: bool, asked: Sequence[bool]):
         )
 
     prediction, pull, aux = jax.vjp(call, free, has_aux=True)
-    return prediction, lambda g: pull(g)[0], aux
+    return prediction, lambda g: pull(g.astype(prediction.dtype))[0], aux
 
 
 def fronts(network: Network) -> list[Front]:

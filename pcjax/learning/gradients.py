@@ -19,7 +19,7 @@ from pcjax.inference.kernel import Method, run
 from pcjax.inference.methods import check_start
 from pcjax.inference.origin import InferenceState, Problem, View, state_energy
 from pcjax.networks.network import Network, Params, check_batch
-from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
 from pcjax.numerics.compiled import hashable, once_compiled
 
 
@@ -171,14 +171,14 @@ def _value_and_grad(
     output_error = None
     if learning_clamp is not None:
         below = state.activities[problem.network.reads[-1][0]]
-        logits = state.predictions[-1]
+        logits, labels = widened(state.predictions[-1], targets)
         learned = call_at(
-            "learning_clamp", learning_clamp, t, targets, output.link(logits), below
+            "learning_clamp", learning_clamp, t, labels, output.link(logits), below
         )
-        output_error = output.error(logits, learned)
+        output_error = output.error(*widened(logits, learned))
     energy = state_energy(problem, state, t)
     info = Info(
-        loss=output.loss(origin.logits, targets),
+        loss=output.loss(*widened(origin.logits, targets)),
         logits=origin.logits,
         initial_energy=state_energy(problem, inference.initial, 0),
         energy=energy,

@@ -11,7 +11,7 @@ from pcjax.inference.methods import check_start
 from pcjax.inference.origin import Origin, Problem, state_energy
 from pcjax.learning.gradients import Info, Update, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
-from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
 from pcjax.numerics.compiled import hashable, once_compiled
 from pcjax.optimizers.finite import descend
 
@@ -91,6 +91,6 @@ def _update(problem, method, tx, params, opt_state, inputs, targets, start: Star
     ((_, params, opt_state), energy), _ = jax.lax.scan(
         iterate, (carry, initial_energy), steps
     )
-    loss = problem.output.loss(origin.logits, targets)
+    loss = problem.output.loss(*widened(origin.logits, targets))
     info = Info(loss, origin.logits, initial_energy, energy)
     return params, opt_state, (jnp.mean(energy), info)

@@ -79,7 +79,7 @@ def dense(
 
     def move(params, inputs, shifts, offset, moved):
         (h,), (d,) = inputs, shifts
-        prediction, _ = start(params, h + d)
+        prediction, _ = start(params, shifted(h, d))
         total = offset
         if moved[0]:
             flat = (x.reshape(x.shape[0], -1) for x in (h, d))
@@ -158,7 +158,7 @@ def conv(
         if moved[0]:
             total = _plus(offset, product.apply(d, params["kernel"]))
         total = jnp.zeros_like(before) if total is None else total
-        known = product.known(h + d, params["kernel"], before + total)
+        known = product.known(shifted(h, d), params["kernel"], before + total)
         bias = params["bias"] - jax.lax.stop_gradient(params["bias"])  # in `known`
         return activation(known + bias[None, None, None]), change(before, total)
 
@@ -284,7 +284,7 @@ def skip() -> Layer:
     def move(params, inputs, shifts, anchor, moved):
         del params, anchor, moved
         (h,), (d,) = inputs, shifts
-        return h + d, d
+        return shifted(h, d), jnp.zeros_like(h) if d is None else d
 
     def follow(params, first, inputs, anchor):
         del params, first, inputs
@@ -310,10 +310,17 @@ def near_of(layer: Layer) -> Near:
     def move(params, inputs, shifts, anchor, moved):
         if not any(moved):
             return layer.apply(params, *inputs), jnp.zeros_like(anchor)
-        prediction = layer.apply(params, *map(jnp.add, inputs, shifts))
-        return prediction, prediction - anchor
+        prediction = layer.apply(params, *map(shifted, inputs, shifts))
+        # Equal ones may be infinite, as masked logits are.
+        same = prediction == anchor
+        return prediction, jnp.where(same, 0, prediction - anchor)
 
     return Near(layer.apply, start, move)
+
+
+def shifted(h: jax.Array, shift: jax.Array | None) -> jax.Array:
+    """An activity moved by its shift; the clamped input has none."""
+    return h if shift is None else h + shift
 
 
 def _plus(offset: jax.Array | None, change: jax.Array) -> jax.Array:

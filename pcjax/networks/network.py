@@ -37,8 +37,9 @@ class Near(NamedTuple):
       start: `(params, *inputs) -> (prediction, anchor)`: `apply`, and whatever of it
         `move` needs again, a pytree.
       move: `(params, inputs, shifts, anchor, moved) -> (prediction, change)`, where
-        inputs and shifts are tuples of arrays [B, ...] and `moved` one of bools: of an
-        input whose bool is False the shift is known to be zero. `change` is
+        inputs and shifts are tuples of arrays [B, ...] (None is the shift of the
+        clamped input) and `moved` one of bools: of an input whose bool is False the
+        shift is known to be zero. `change` is
         `g(inputs + shifts) - g(inputs)`. Of the prediction only the derivatives with
         respect to params and shifts are used.
       follow: None, or `(params, first params, inputs, anchor) -> anchor`: the anchor of

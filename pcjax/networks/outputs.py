@@ -16,22 +16,45 @@ Clamp = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Output(NamedTuple):
-    """A link sigma on the logits `p_L` and the loss whose gradient is linear in it.
+    """A link sigma on the logits `p_L`, and the loss of the logits.
 
-    `error = targets - link(logits)` is minus the gradient of `loss` with respect
-    to the logits.
+    Any loss will do, whatever the link:
+
+    >>> def huber(logits, targets):
+    ...     return jnp.sum(optax.huber_loss(logits, targets), axis=1)
+    >>> output = Output(lambda logits: logits, huber)
+    >>> output.error(jnp.array([[0.0, 9.0]]), jnp.array([[0.5, 0.0]]))
+    Array([[ 0.5, -1. ]], dtype=float32)
 
     Attributes:
-      link: `logits [B, ...] -> outputs [B, ...]`.
+      link: `logits [B, ...] -> outputs [B, ...]`, what a soft clamp mixes with targets.
       loss: `(logits, targets) -> [B]`, summed over the features of an example.
+      closed_error: None, or a closed form `(logits, targets) -> [B, ...]` of minus the
+        gradient of the loss with respect to the logits.
     """
 
     link: Callable[[jax.Array], jax.Array]
     loss: Callable[[jax.Array, jax.Array], jax.Array]
+    closed_error: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def error(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """The output error `e_L = targets - link(logits)`, [B, ...]."""
-        return targets - self.link(logits)
+        """The output error `e_L`, minus the gradient of the loss, [B, ...]."""
+        if self.closed_error is not None:
+            return self.closed_error(logits, targets)
+        losses, pull = jax.vjp(lambda x: self.loss(x, targets), logits)
+        return -pull(jnp.ones_like(losses))[0]
+
+
+def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays in a dtype that holds all of them, float32 at least.
+
+    Losses and energies of half-precision networks are sums that would overflow or
+    round.
+    """
+    dtype = jnp.dtype(jnp.float32)
+    for array in arrays:
+        dtype = jnp.promote_types(dtype, array.dtype)
+    return tuple(array.astype(dtype) for array in arrays)
 
 
 def _sum_features(values: jax.Array) -> jax.Array:
@@ -39,7 +62,9 @@ def _sum_features(values: jax.Array) -> jax.Array:
 
 
 def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    return _sum_features(-targets * jax.nn.log_softmax(logits))
+    # A class that is masked by a logit of -inf counts nothing without a target.
+    terms = jnp.where(targets == 0, 0, targets * jax.nn.log_softmax(logits))
+    return -_sum_features(terms)
 
 
 def _binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -50,13 +75,22 @@ def _half_squared_error(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return _sum_features(0.5 * (targets - logits) ** 2)
 
 
-softmax = Output(jax.nn.softmax, _cross_entropy)
+def _residual(link: Callable) -> Callable:
+    """`targets - link(logits)`, the error of a loss that matches its link."""
+    return lambda logits, targets: targets - link(logits)
+
+
+def _linear_link(logits: jax.Array) -> jax.Array:
+    return logits
+
+
+softmax = Output(jax.nn.softmax, _cross_entropy, _residual(jax.nn.softmax))
 """Classes: softmax over the last axis, cross-entropy; targets are distributions."""
 
-sigmoid = Output(jax.nn.sigmoid, _binary_cross_entropy)
+sigmoid = Output(jax.nn.sigmoid, _binary_cross_entropy, _residual(jax.nn.sigmoid))
 """Images: sigmoid, binary cross-entropy; targets lie in [0, 1]."""
 
-identity = Output(lambda logits: logits, _half_squared_error)
+identity = Output(_linear_link, _half_squared_error, _residual(_linear_link))
 """Regression: no link, half the squared error."""
 
 
