@@ -1,5 +1,6 @@
 """Checks of the arguments, made at trace time at the public boundary."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,35 @@ def check_parts(function: str, **parts: Any) -> None:
         attributes, expected = _PARTS[name]
         if not all(hasattr(value, attribute) for attribute in attributes):
             raise TypeError(f"{function}: {name} must be {expected}, got {value!r}.")
+        if _PARTS[name] is _CLAMP and not _takes(value, 3):
+            raise TypeError(
+                f"{function}: {name} must be a function of (targets, outputs, "
+                "activity), such as pcjax.full_clamp or pcjax.soft_clamp(0.01); got "
+                f"{value!r}."
+            )
+
+
+def check_callable(function: str, name: str, value: Any) -> None:
+    """Refuses what is no function, such as the name of one."""
+    if not callable(value):
+        raise TypeError(
+            f"{function}: {name} must be a function, such as jax.numpy.tanh, got "
+            f"{value!r}."
+        )
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as it says."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    named = {"t": 0} if "t" in signature.parameters else {}
+    try:
+        signature.bind(*range(count), **named)
+    except TypeError:
+        return False
+    return True
 
 
 def check_real(function: str, name: str, value: Any) -> None:

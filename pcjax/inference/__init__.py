@@ -11,7 +11,7 @@ from pcjax.inference.equilibrium import (
     linear_equilibrium,
 )
 from pcjax.inference.kernel import Inference, Method
-from pcjax.inference.methods import infer, sequential, simultaneous
+from pcjax.inference.methods import error_based, infer, sequential, simultaneous
 from pcjax.inference.origin import InferenceState
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Inference",
     "InferenceState",
     "Method",
+    "error_based",
     "infer",
     "infer_to_equilibrium",
     "linear_equilibrium",

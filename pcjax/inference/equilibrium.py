@@ -1,6 +1,7 @@
 """Inference run to equilibrium, and the exact equilibria of linear networks."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -100,6 +101,7 @@ def infer_to_equilibrium(
 
 def _to_equilibrium(problem, method, params, inputs, targets, start, tolerance):
     origin = Origin(problem, params, inputs, targets)
+    look = partial(method.look, origin)
     carry = begin(origin, method, start)
     scale = _norm(_slopes(origin.look(origin.rest(), 0)))
     # Varies over a mesh of devices as all that the loop makes does.
@@ -111,7 +113,7 @@ def _to_equilibrium(problem, method, params, inputs, targets, start, tolerance):
 
     def iterate(loop):
         t, (shifts, opt_state), active, counts = loop
-        view = origin.look(shifts, t)
+        view = look(shifts, t)
         norm = _norm(_slopes(view))
         active &= jnp.isfinite(norm) & (norm > tolerance * scale)
         moved, opt_state = advance(method, t, view, (shifts, opt_state))
@@ -122,7 +124,7 @@ def _to_equilibrium(problem, method, params, inputs, targets, start, tolerance):
 
     loop = (jnp.zeros((), jnp.int32), carry, zeros == 0, zeros)
     t, (shifts, _), _, counts = jax.lax.while_loop(unfinished, iterate, loop)
-    view = origin.look(shifts, t)
+    view = look(shifts, t)
     return _report(view.state, _norm(_slopes(view)), scale, counts, tolerance)
 
 

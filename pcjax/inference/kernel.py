@@ -53,6 +53,8 @@ class Method(NamedTuple):
       delayed: whether an activity stands still as long as its gradient is zero, and an
         error takes an iteration to pass a layer; what is zero is then not computed, and
         `gradient` and the update of such an activity are None.
+      look: `Origin.look`, if the updates are of the activities, or `Origin.rebuild`, if
+        they are of the errors and activities follow from these.
       random: whether `init` is called with random keys, too: `(hidden, keys)`, one key
         per example, [B].
     """
@@ -62,6 +64,7 @@ class Method(NamedTuple):
     step: Callable[..., tuple[tuple[jax.Array | None, ...], OptState]]
     delayed: bool = False
     random: bool = False
+    look: Callable[..., View] = Origin.look
 
 
 class Inference(NamedTuple):
@@ -101,11 +104,13 @@ class Run(NamedTuple):
 def begin(
     origin: Origin, method: Method, start: Start
 ) -> tuple[tuple[jax.Array, ...], OptState]:
-    """Shifts and method's state before the first iteration."""
+    """What the method moves, and its state, before the first iteration."""
     shifts, hidden = origin.rest(), origin.start
     if start.hidden is not None:
         hidden = tuple(start.hidden)
         shifts = jax.tree.map(jnp.subtract, hidden, origin.start)
+        if method.look is Origin.rebuild:
+            shifts = origin.look(shifts, 0).state.errors[:-1]
     if not method.random:
         return shifts, method.init(hidden)
     return shifts, method.init(hidden, example_keys(start.key, origin))
@@ -117,6 +122,15 @@ def advance(
     """One iteration of a method: new shifts and its new state."""
     shifts, opt_state = carry
     updates, opt_state = method.step(t, view.state, view.gradient, opt_state)
+    expected = [shift.shape for shift in shifts]
+    given = [None if u is None else jnp.shape(u) for u in updates]
+    if len(given) != len(expected) or any(
+        have not in (None, want) for have, want in zip(given, expected, strict=True)
+    ):
+        raise ValueError(
+            "method: step must return an update for each of the hidden activities of "
+            f"shapes {expected}, got shapes {given}."
+        )
     moved = tuple(
         shift if update is None else shift + update
         for shift, update in zip(shifts, updates, strict=True)
@@ -141,10 +155,11 @@ def run(
     if start.hidden is None:
         delayed = method.delayed and is_zero(problem.decay)
         path = fronts(problem.network) if delayed else [_at_start(origin)]
-    initial = origin.look(carry[0], jnp.int32(0), path[0] if path else None)
+    look = partial(method.look, origin)
+    initial = look(carry[0], jnp.int32(0), path[0] if path else None)
 
     def iterate(front, carry, t, view=None):
-        view = view or origin.look(carry[0], t, front)
+        view = view or look(carry[0], t, front)
         return advance(method, t, view, carry), record(view.state)
 
     rows = []
@@ -159,9 +174,7 @@ def run(
             rows.append(row)
     end = method.num_steps
     front = path[end] if end < len(path) else origin.everywhere
-    final = origin.look(
-        carry[0], jnp.int32(end), front, of_params=True, of_shifts=False
-    )
+    final = look(carry[0], jnp.int32(end), front, of_params=True, of_shifts=False)
     rows.append(jax.tree.map(lambda x: jnp.asarray(x)[None], record(final.state)))
     recorded = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
     return Run(Inference(initial.state, final.state, recorded), origin, final)

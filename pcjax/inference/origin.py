@@ -36,7 +36,7 @@ from pcjax.networks.outputs import Clamp, Output, widened
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
 # None where not asked for)
-Pull = Callable[[jax.Array], tuple[Any, tuple[jax.Array | None, ...]]]
+Pull = Callable[[jax.Array], tuple[Any, tuple[Any, ...]]]
 
 
 class InferenceState(NamedTuple):
@@ -78,6 +78,45 @@ class Front(NamedTuple):
     moving: frozenset[int]
 
 
+class Gradient(NamedTuple):
+    """`(l, errors) -> dF/dh_l` at a view; see `View`.
+
+    Attributes:
+      network: the network.
+      state: its state.
+      gammas: the weights of the errors, L numbers or [B].
+      decays: those of the activities.
+      pulls: of every layer, what pulls a cotangent of its prediction back.
+      front: what is known to be zero.
+    """
+
+    network: Network
+    state: InferenceState
+    gammas: Sequence[jax.Array | float]
+    decays: Sequence[jax.Array | float]
+    pulls: Sequence[Pull]
+    front: Front
+
+    def __call__(self, index: int, errors: Errors) -> jax.Array | None:
+        """Minus the bracket of eq. 2, for a network that may be a graph.
+
+        `gamma_i e_i + decay_i f'(h_i) f(h_i) - sum_l J_{l,i}^T gamma_{l+1} e_{l+1}`
+        over the layers l that read activity i.
+        """
+        if index not in self.front.moving:
+            return None
+        total = weigh(self.gammas[index - 1], errors[index - 1])
+        for layer in self.network.readers(index):
+            if layer + 1 in self.front.live:
+                _, pulled = self.pulls[layer](weigh(self.gammas[layer], errors[layer]))
+                total = total - pulled[self.network.reads[layer].index(index)]
+        if not is_zero(self.decays[index - 1]):
+            activation = self.network.activation(index)
+            values, pull = jax.vjp(activation, self.state.activities[index])
+            total += weigh(self.decays[index - 1], pull(values)[0])
+        return total
+
+
 class View(NamedTuple):
     """A network at shifted activities.
 
@@ -91,7 +130,7 @@ class View(NamedTuple):
 
     state: InferenceState
     gammas: Sequence[jax.Array | float]
-    gradient: Callable[[int, Errors], jax.Array | None]
+    gradient: Gradient
     pulls: Sequence[Pull]
 
 
@@ -153,6 +192,27 @@ class Origin:
           of_params: whether the pulls give cotangents of the params.
           of_shifts: whether they give those of the shifts, which `gradient` needs.
         """
+        return self._look(list(shifts), None, t, front, params, of_params, of_shifts)
+
+    def rebuild(
+        self,
+        errors: Sequence[jax.Array],
+        t: jax.Array | int,
+        front: Front | None = None,
+        *,
+        params: Sequence[Params] | None = None,
+        of_params: bool = False,
+        of_shifts: bool = True,
+    ) -> View:
+        """The network whose hidden errors are given, from the input upwards.
+
+        `h_l = p_l(h_i for i read) + e_l`. Arguments are those of `look`, with the
+        errors `(e_1, ..., e_{L-1})` in the place of the shifts.
+        """
+        return self._look([], list(errors), t, front, params, of_params, of_shifts)
+
+    def _look(self, shifts, errors, t, front, params, of_params, of_shifts) -> View:
+        """The view of shifts, or of errors of which the shifts are made here."""
         front = front or self.everywhere
         predictions, changes, pulls = [], [], []
         for index in range(len(self._nears)):
@@ -162,6 +222,9 @@ class Origin:
             predictions.append(prediction)
             changes.append(change)
             pulls.append(pull)
+            if errors is not None and index < len(errors):
+                own = errors[index]
+                shifts.append(own if change is None else own + change)
         state = self._observe(shifts, predictions, changes, t)
         problem = self.problem
         gammas, decays = (
@@ -171,7 +234,7 @@ class Origin:
                 (decay_weights, problem.decay),
             )
         )
-        gradient = self._gradient(state, gammas, decays, pulls, front)
+        gradient = Gradient(problem.network, state, gammas, decays, pulls, front)
         return View(state, gammas, gradient, pulls)
 
     def _move(self, index, shifts, front, params, of_params, of_shifts):
@@ -223,30 +286,6 @@ class Origin:
             predictions=tuple(predictions),
             errors=(*errors, problem.output.error(*widened(logits, outputs))),
         )
-
-    def _gradient(self, state, gammas, decays, pulls, front):
-        """Minus the bracket of eq. 2, for a network that may be a graph.
-
-        `gamma_i e_i + decay_i f'(h_i) f(h_i) - sum_l J_{l,i}^T gamma_{l+1} e_{l+1}`
-        over the layers l that read activity i.
-        """
-        network = self.problem.network
-
-        def gradient(index: int, errors: Errors) -> jax.Array | None:
-            if index not in front.moving:
-                return None
-            total = weigh(gammas[index - 1], errors[index - 1])
-            for layer in network.readers(index):
-                if layer + 1 in front.live:
-                    _, pulled = pulls[layer](weigh(gammas[layer], errors[layer]))
-                    total -= pulled[network.reads[layer].index(index)]
-            if not is_zero(decays[index - 1]):
-                activation = network.activation(index)
-                values, pull = jax.vjp(activation, state.activities[index])
-                total += weigh(decays[index - 1], pull(values)[0])
-            return total
-
-        return gradient
 
 
 def state_energy(

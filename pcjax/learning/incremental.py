@@ -1,5 +1,7 @@
 """Incremental predictive coding (iPC): the weights step at every iteration."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -69,6 +71,7 @@ def incremental(
 
 def _update(problem, method, tx, params, opt_state, inputs, targets, start: Start):
     origin = Origin(problem, tuple(params), inputs, targets)
+    look = partial(method.look, origin)
 
     def step(t, view, carry, params, opt_state):
         carry = advance(method, t, view, carry)
@@ -78,13 +81,13 @@ def _update(problem, method, tx, params, opt_state, inputs, targets, start: Star
     def iterate(carry, t):
         carry, _ = carry
         moved, params, _ = carry
-        view = origin.look(moved[0], t, params=tuple(params), of_params=True)
+        view = look(moved[0], t, params=tuple(params), of_params=True)
         return (step(t, view, *carry), state_energy(problem, view.state, t)), None
 
     zero = jnp.zeros((), jnp.int32)
     still = origin.everywhere._replace(moved=frozenset())
     moved = begin(origin, method, start)
-    initial = origin.look(moved[0], zero, still, of_params=True)
+    initial = look(moved[0], zero, still, of_params=True)
     initial_energy = state_energy(problem, initial.state, zero)
     carry = step(zero, initial, moved, params, opt_state)
     steps = jnp.arange(1, method.num_steps, dtype=jnp.int32)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_count, is_int
+from pcjax.checks import check_callable, check_count, is_int
 from pcjax.networks.network import Activation, Layer, Near, Params, linear
 from pcjax.numerics.changes import change_of
 from pcjax.numerics.precision import Product, convolution, matmul, plain, rounded
@@ -49,10 +49,11 @@ def dense(
       `apply` flattens its input to [B, in].
 
     Raises:
-      TypeError: if `product_dtype` is no float dtype.
+      TypeError: if `product_dtype` is no float dtype, or the activation no function.
       ValueError: if a size is no int >= 1, or the range of `product_dtype` is narrow.
     """
     check_count("dense", "features", features)
+    check_callable("dense", "activation", activation)
     if in_features is not None:
         check_count("dense", "in_features", in_features)
     product = _product(matmul, product_dtype)
@@ -120,6 +121,7 @@ def conv(
         ints >= 1.
     """
     check_count("conv", "features", features)
+    check_callable("conv", "activation", activation)
     for name, sizes in (("kernel_size", kernel_size), ("strides", strides)):
         if not are_sizes(sizes) or len(sizes) != 2:
             raise ValueError(f"conv: {name} must be two ints >= 1, got {sizes!r}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from pcjax.checks import check_count
+from pcjax.checks import check_callable, check_count
 from pcjax.networks.layers import are_sizes, conv, dense
 from pcjax.networks.network import Activation, Network, linear
 
@@ -35,6 +35,7 @@ def mlp(
     """
     if not are_sizes(sizes) or len(sizes) < 2:
         raise ValueError(f"mlp: expected two or more positive sizes, got {sizes!r}.")
+    check_callable("mlp", "activation", activation)
     return Network(
         tuple(
             dense(

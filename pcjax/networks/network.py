@@ -66,12 +66,15 @@ class Layer(NamedTuple):
         `||f(h_l)||^2 / 2` of the free energy reads it.
       near: None, or how inference evaluates the layer by changes (see `Near`).
         `layer._replace(near=None)` evaluates it twice, and so loses small errors.
+      tokens: whether the layer reads integers, as an embedding does; only the clamped
+        input of a network can be such.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., jax.Array]
     activation: Activation = linear
     near: Near | None = None
+    tokens: bool = False
 
 
 class _Network(NamedTuple):
@@ -257,7 +260,13 @@ def check_inputs(function: str, network: Network, inputs: jax.Array) -> None:
     check_parts(function, network=network)
     if not network.layers:
         raise ValueError(f"{function}: a network has at least one layer, got none.")
-    check_float(function, "inputs", inputs)
+    if not all(network.layers[layer].tokens for layer in network.readers(0)):
+        check_float(function, "inputs", inputs)
+    elif not jnp.issubdtype(getattr(inputs, "dtype", bool), jnp.integer):
+        raise TypeError(
+            f"{function}: inputs must be integers, since the first layer reads tokens; "
+            f"got {getattr(inputs, 'dtype', type(inputs).__name__)}."
+        )
     if len(inputs.shape) < 2:
         raise ValueError(
             f"{function}: inputs must be a batch [B, ...], got shape {inputs.shape}."
@@ -300,9 +309,8 @@ def check_params(
                 f"{function}: params of another network: layer {index} has parameters "
                 f"{want_shapes}, but params[{index}] holds {have_shapes}."
             )
-        for path, leaf in wanted.items():
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
-                check_float(function, f"params[{index}]{path}", held[path])
+        for path in wanted:
+            check_float(function, f"params[{index}]{path}", held[path])
 
 
 def check_batch(

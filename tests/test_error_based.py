@@ -1,0 +1,173 @@
+"""Error-based inference against closed forms, backprop and autodiff of E(e)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from benchmarks import hlo
+from pcjax import training
+from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.networks import linear
+from tests import problems, test_graphs
+
+F64 = {"dtype": jnp.float64}
+
+
+def rebuilt(case, errors):
+    """Hidden activities and logits of hidden errors, from the input upwards."""
+    activities = [case.inputs]
+    for index, (layer, theta, read) in enumerate(
+        zip(case.network.layers, case.params, case.network.reads, strict=True)
+    ):
+        p = layer.apply(theta, *[activities[i] for i in read])
+        activities.append(p + errors[index] if index < len(errors) else p)
+    return activities
+
+
+def energy_of_errors(case, errors, output, gamma=1.0):
+    """`E(e)`, summed over the batch."""
+    logits = rebuilt(case, errors)[-1]
+    hidden = sum(jnp.sum(e**2) for e in errors)
+    return 0.5 * gamma * hidden + jnp.sum(output.loss(logits, case.targets))
+
+
+@pytest.mark.parametrize("graph", ["chain", "residual", "input again"])
+@pytest.mark.parametrize("output", ["softmax", "identity"])
+def test_iterations_descend_the_energy_of_the_errors(x64, graph, output):
+    case = test_graphs.case_of(graph, **F64)
+    chosen = problems.OUTPUTS[output]
+    errors = [jnp.zeros_like(p) for p in pcjax.feedforward(*case[:3])[:-1]]
+    for _ in range(4):
+        slopes = jax.grad(lambda e: energy_of_errors(case, e, chosen, 0.7))(errors)
+        errors = [e - 0.1 * slope for e, slope in zip(errors, slopes, strict=True)]
+    method = pcjax.error_based(4, 0.1)
+    grad_fn = pcjax.value_and_grad(case.network, method, output=chosen, gamma=0.7)
+    (_, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    test_graphs.assert_close(info.state.errors[:-1], errors)
+    activities = rebuilt(case, errors)
+    start = rebuilt(case, [0 * e for e in errors])
+    test_graphs.assert_close(info.state.activities[1:-1], activities[1:-1], start[1:-1])
+    want = pcjax.local_gradients(
+        case.network,
+        case.params,
+        (*activities[:-1], case.targets),
+        output=chosen,
+        gamma=0.7,
+    )
+    test_graphs.assert_close(grads, want)
+
+
+def test_one_step_is_backprop_in_the_first_layer(x64):
+    case = problems.dense_case((6, 7, 8, 5, 4), **F64)
+    bp = pcjax.backprop.value_and_grad(case.network, output=pcjax.softmax)
+    _, exact = problems.quick_jit(bp)(*case[1:])
+    step = 1e-3
+    grad_fn = pcjax.value_and_grad(
+        case.network, pcjax.error_based(1, step), output=pcjax.softmax
+    )
+    _, grads = problems.quick_jit(grad_fn)(*case[1:])
+    scaled = jax.tree.map(lambda g: g / step, grads)
+    problems.assert_trees_close(scaled[0], exact[0], rtol=1e-11, atol=1e-13)
+    for have, want in zip(scaled[1:-1], exact[1:-1], strict=True):
+        assert problems.angle(have, want) < 20 * step
+
+
+def sensitivities(case):
+    """`P_l = dp_L/dh_l` of a linear chain, l = 1..L-1."""
+    maps, above = [], None
+    for theta in reversed(case.params[1:]):
+        weights = np.asarray(theta["kernel"]).T
+        above = weights if above is None else above @ weights
+        maps.append(above)
+    return maps[::-1]
+
+
+def linear_case():
+    return problems.dense_case((6, 7, 8, 5, 4), linear, **F64)
+
+
+def test_linear_networks_rest_at_the_closed_form(x64):
+    case = linear_case()
+    maps = sensitivities(case)
+    residual = case.targets - case.network.apply(case.params, case.inputs)
+    spread = np.eye(4) + sum(p @ p.T for p in maps)
+    method = pcjax.error_based(2000, 1.0 / np.linalg.eigvalsh(spread)[-1])
+    found = infer_to_equilibrium(case.network, method, *case[1:], tolerance=1e-12)
+    assert found.converged.all()
+    solved = np.linalg.solve(spread, np.asarray(residual).T)
+    for error, p in zip(found.state.errors[:-1], maps, strict=True):
+        np.testing.assert_allclose(error, (p.T @ solved).T, atol=1e-10)
+    exact = linear_equilibrium(case.network, *case[1:])
+    test_graphs.assert_close(found.state.activities[1:-1], exact.state.activities[1:-1])
+
+
+@pytest.mark.parametrize(("part", "grows"), [(0.95, False), (1.05, True)])
+def test_steps_are_stable_up_to_two_over_the_largest_curvature(x64, part, grows):
+    case = linear_case()
+    maps = sensitivities(case)
+    largest = np.linalg.eigvalsh(np.eye(4) + sum(p @ p.T for p in maps))[-1]
+    method = pcjax.error_based(300, part * 2 / largest)
+    info = pcjax.value_and_grad(case.network, method)(*case[1:])[0][1]
+    assert info.rising.all() == grows
+    assert info.rising.any() == grows
+
+
+def test_both_coordinates_have_the_same_equilibria(x64):
+    case = problems.dense_case((6, 7, 8, 5, 4), **F64)
+    options = {"output": pcjax.softmax, "tolerance": 1e-11}
+    rests = [
+        infer_to_equilibrium(case.network, method, *case[1:], **options)
+        for method in (pcjax.error_based(3000, 0.3), pcjax.sequential(3000, 0.3))
+    ]
+    assert all(rest.converged.all() for rest in rests)
+    assert (rests[0].num_steps < rests[1].num_steps).all()
+    activities = [rest.state.activities[1:-1] for rest in rests]
+    problems.assert_trees_close(*activities, rtol=1e-8, atol=1e-8)
+
+
+def test_started_activities_are_taken_over(x64):
+    case = problems.dense_case((6, 7, 8, 4), **F64)
+    first = pcjax.infer(case.network, pcjax.error_based(2, 0.2), *case[1:])
+    hidden = first.state.activities[1:-1]
+    rest = pcjax.infer(
+        case.network, pcjax.error_based(3, 0.2), *case[1:], hidden=hidden
+    )
+    whole = pcjax.infer(case.network, pcjax.error_based(5, 0.2), *case[1:])
+    problems.assert_trees_close(rest.state, whole.state, rtol=1e-9, atol=1e-12)
+
+
+def test_an_optimizer_may_move_the_errors(x64):
+    case = problems.dense_case((6, 7, 8, 4), **F64)
+    plain = pcjax.infer(case.network, pcjax.error_based(3, 0.2), *case[1:])
+    by_sgd = pcjax.infer(
+        case.network, pcjax.error_based(3, optimizer=optax.sgd(0.2)), *case[1:]
+    )
+    problems.assert_trees_close(by_sgd, plain)
+
+
+@pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_products_are_those_of_sequential_inference(num_steps, product_dtype):
+    network = pcjax.mlp([48, 40, 36, 44, 10], product_dtype=product_dtype)
+    inputs, targets = jnp.ones((16, 48)), jnp.ones((16, 10)) / 10
+    params, tx = network.init(jax.random.key(0), inputs), optax.sgd(0.1)
+    for update, want in (
+        (
+            training.make_update(
+                pcjax.value_and_grad(network, pcjax.error_based(num_steps, 0.05)), tx
+            ),
+            2 * 4 + 2 * num_steps * 3,
+        ),
+        (
+            pcjax.incremental(network, pcjax.error_based(num_steps, 0.05), tx),
+            # Nobody uses the moves of a single iteration.
+            num_steps * 11
+            + (product_dtype is not None) * (num_steps - 1) * 3
+            - 3 * (num_steps == 1),
+        ),
+    ):
+        lowered = jax.jit(update).lower(params, tx.init(params), inputs, targets)
+        assert hlo.count(lowered.compile()).dots == want
