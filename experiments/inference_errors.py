@@ -15,12 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import pcjax
-from experiments import report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.settings import settings
+from experiments.common import report
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+)
+from experiments.common.live import Parts
+from experiments.common.settings import settings
 from pcjax import training
 
 METHODS = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}
@@ -94,12 +101,11 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         return jax.tree.map(lambda x: jnp.mean(x, 0), found)
 
     keys = jax.random.split(jax.random.key(config.seed), size.seeds)
-    rows = []
-    with report.progress_bar() as bar:
-        task = bar.add_task("networks", total=len(keys))
-        for index, key in enumerate(keys):
-            rows.append(run.part(f"seed-{index}", partial(average, key)))
-            bar.advance(task)
+    with Parts(run, len(keys)) as parts:
+        rows = [
+            parts.part(f"seed-{index}", partial(average, key))
+            for index, key in enumerate(keys)
+        ]
     return {
         "dataset": config.dataset_name,
         "images": count,
@@ -181,8 +187,9 @@ EXPERIMENT = Experiment(
     measure=measure,
     plot=plot,
     claims=claims,
+    exact=True,  # which errors are zero
 )
 main = partial(execute, EXPERIMENT)
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

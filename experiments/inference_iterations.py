@@ -17,19 +17,28 @@ from typing import Any
 
 import jax
 import optax
-import tyro
 
 import pcjax
-from experiments import grid, methods, report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import Hyper, Method
-from experiments.runner import constantly, timeless, train_methods
-from experiments.settings import Settings, settings
-from experiments.tasks import make_task
+from experiments.common import grid, methods, report
+from experiments.common.claims import above, below, difference
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+)
+from experiments.common.methods import Hyper, Method
+from experiments.common.options import BatchSize, Epochs, adapted
+from experiments.common.runner import Plan, constantly, timeless, train_methods
+from experiments.common.settings import Settings, settings
+from experiments.common.tasks import make_task
 
 RATES = (1e-4, 5e-5, 1e-5)
 STEP_SIZES = (0.02, 0.05, 0.1, 0.3)
 HELD_OUT = 0.1
+MARGIN = 2.0  # points of accuracy that are "about the same"
 
 
 def simultaneous(settings, step_size):
@@ -64,14 +73,14 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, Epochs, BatchSize):
     """Trains with T = 1..5 iterations of sequential and simultaneous inference."""
 
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """A grid and a final training for every method and T."""
     images = config.load()
-    base = settings("mlp", config.dataset_name)
+    base = adapted(settings("mlp", config.dataset_name), config)
     base = dataclasses.replace(base, hidden=size.hidden)
     task = make_task("mlp", images, base, train_images=size.train_images)
     tuning = make_task(
@@ -96,9 +105,11 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
                 [method],
                 chosen,
                 jax.numpy.stack(keys),
-                epochs=size.epochs,
-                hyper=constantly(Hyper(**tuned["chosen"])),
-                on_nonfinite=config.on_nonfinite,
+                Plan(
+                    epochs=size.epochs,
+                    hyper=constantly(Hyper(**tuned["chosen"])),
+                    on_nonfinite=config.on_nonfinite,
+                ),
             )
             curves = timeless(run, name, trained)[method.name]
             accuracy = 100 * report.array(curves["test"]["top1"])
@@ -138,8 +149,7 @@ def _tune(
         [method],
         chosen,
         keys,
-        epochs=size.grid_epochs,
-        hyper=constantly(hyper),
+        Plan(epochs=size.grid_epochs, hyper=constantly(hyper)),
     )
     validation = timeless(run, part, trained)[method.name]["validation"]["top1"]
     best = grid.choose(validation, validation, len(points))
@@ -172,23 +182,23 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         for t in seq
     ]
     low, high = min(seq), max(seq)
-    lost = seq[high].mean() - seq[low].mean()
-    behind = seq[low].mean() - sim[low].mean()
-    spread = max(report.std(seq[low]), report.std(sim[low]))
+    lost = difference(seq[high], seq[low])
+    behind = difference(seq[low], sim[low])
     rows.append(
         Claim(
-            f"sequential inference loses under 2 points from T = {high} to T = {low}",
+            f"sequential inference loses under {MARGIN:g} points from T = {high} to "
+            f"T = {low}",
             "about the same for all T",
-            f"{lost:+.2f} points",
-            bool(lost < 2),
+            lost.text("points"),
+            below(lost, MARGIN),
         )
     )
     rows.append(
         Claim(
-            f"simultaneous inference falls behind at T = {low}",
+            f"simultaneous inference falls {MARGIN:g} points behind at T = {low}",
             "degrades significantly",
-            f"{behind:.2f} points, standard deviations {spread:.2f} at most",
-            bool(behind > max(2, 3 * spread)),
+            behind.text("points"),
+            above(behind, MARGIN),
         )
     )
     return rows
@@ -244,4 +254,4 @@ EXPERIMENT = Experiment(
 main = partial(execute, EXPERIMENT)
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

@@ -7,14 +7,9 @@ Every precision starts from the same weights and sees the same batches. The grad
 of the networks that float32 trained are compared, too, matrix by matrix.
 """
 
-import dataclasses
-import json
-import os
-import shlex
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,37 +17,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-from rich.console import Console
-from rich.table import Table
 
 import pcjax
-from experiments import data
+from experiments.common import data, report
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+)
+from experiments.common.live import Parts
+from experiments.common.options import BatchSize, Epochs, refuse_non_positive
 from pcjax import training
 from pcjax.learning.gradients import GradFn
 from pcjax.training import evaluation
 
+BATCH = 64
+
 
 @dataclass(frozen=True)
-class Config:
+class Size:
+    """How much is trained; None stands for all training images."""
+
+    seeds: int = 5
+    epochs: int = 110
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Config(Options, Epochs, BatchSize):
     """Trains an MLP with products in float32 and in bfloat16 and compares them."""
 
-    dataset: str = "digits"
-    """digits (built in), cifar10, svhn_cropped, mnist or fashion_mnist."""
-    data_dir: Path | None = None
-    """The folder of prepared TFDS data sets; digits needs none."""
     images: int | None = None
-    """Training images, drawn at random; by default all."""
+    """Training images, drawn at random; by default what the preset says."""
     hidden: tuple[int, ...] = (256, 256, 256)
     """Sizes of the hidden layers."""
-    epochs: int = 10
-    """Passes over the training images."""
-    batch_size: int = 64
-    """Examples a training iteration."""
-    seeds: int = 2
-    """Networks trained, each with its own initial weights and data order."""
-    seed: int = 0
-    """Decides all randomness."""
     bp_rate: float = 0.05
     """Learning rate of backprop, SGD."""
     mq_rate: float = 1e-4
@@ -61,8 +62,16 @@ class Config:
     """Inference iterations T."""
     step_size: float = 0.05
     """eps of eps_t = eps / (1 + t)."""
-    out: Path = Path("out/precision")
-    """Where summary.json and precision.png go."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("images", "bp_rate", "mq_rate", "num_steps", "step_size"):
+            refuse_non_positive(name, getattr(self, name))
+
+    @property
+    def examples(self) -> int:
+        """Of a training iteration."""
+        return self.batch_size or BATCH
 
 
 def float32(sizes: Sequence[int]) -> pcjax.Network:
@@ -141,44 +150,41 @@ class Curves(NamedTuple):
     params: list[Any]
 
 
-def main(config: Config) -> None:
-    """Trains every rule in every precision, prints a table and writes the results."""
-    if min(config.seeds, config.epochs, config.batch_size, config.num_steps) < 1:
-        raise SystemExit(
-            "--seeds, --epochs, --batch-size and --num-steps must be at least 1, got "
-            f"{config.seeds}, {config.epochs}, {config.batch_size} and "
-            f"{config.num_steps}."
-        )
-    try:
-        images = data.load(config.dataset, config.data_dir)
-        if config.images is not None:
-            share = config.images / len(images.train.images)
-            _, some = data.validation_split(images.train, share, config.seed)
-            images = images._replace(train=some)
-    except (ValueError, data.DatasetError) as error:
-        raise SystemExit(str(error)) from error
-    rows = []
-    for rule in RULES:
-        curves = {}
-        for name in rule.precisions:
-            Console().print(f"training {rule.name}, {name}")
-            curves[name] = train(rule, PRECISIONS[name], images, config)
-        trained = curves["float32"].params
-        for name, curve in curves.items():
-            rows.append(
-                {
-                    "rule": rule.name,
-                    "precision": name,
-                    "train_loss": curve.loss.tolist(),
-                    "test_accuracy": curve.accuracy.tolist(),
-                    "cosines": cosines(rule, name, trained, images, config),
-                }
-            )
-    summary = provenance(config) | {"runs": rows}
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    plot(summary, config.out / "precision.png")
-    print_table(summary)
+def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
+    """A part for every rule: training in every precision, and gradients."""
+    images = config.load()
+    count = config.images or size.images
+    if count is not None:
+        share = count / len(images.train.images)
+        _, some = data.validation_split(images.train, share, config.seed)
+        images = images._replace(train=some)
+    rows: list[dict[str, Any]] = []
+    with Parts(run, len(RULES)) as parts:
+        for rule in RULES:
+            compute = partial(measure_rule, rule, images, config, size)
+            rows += parts.part(rule.name, compute)
+    return {"dataset": config.dataset_name, "runs": rows}
+
+
+def measure_rule(
+    rule: Rule, images: data.Dataset, config: Config, size: Size
+) -> list[dict[str, Any]]:
+    """A row for every precision of a rule."""
+    curves = {
+        name: train(rule, PRECISIONS[name], images, config, size)
+        for name in rule.precisions
+    }
+    trained = curves["float32"].params
+    return [
+        {
+            "rule": rule.name,
+            "precision": name,
+            "train_loss": curve.loss,
+            "test_accuracy": curve.accuracy,
+            "cosines": cosines(rule, name, trained, images, config),
+        }
+        for name, curve in curves.items()
+    ]
 
 
 def sizes(images: data.Dataset, config: Config) -> list[int]:
@@ -187,7 +193,11 @@ def sizes(images: data.Dataset, config: Config) -> list[int]:
 
 
 def train(
-    rule: Rule, make_network: Callable, images: data.Dataset, config: Config
+    rule: Rule,
+    make_network: Callable,
+    images: data.Dataset,
+    config: Config,
+    size: Size,
 ) -> Curves:
     """Trains a network for every seed, one after the other."""
     network, tx = make_network(sizes(images, config)), rule.tx(config)
@@ -195,7 +205,7 @@ def train(
     prepare = training.classification(classes)
     update = training.make_update(rule.grad_fn(network, config), tx)
     epoch = jax.jit(
-        training.make_epoch(update, prepare, config.batch_size), donate_argnums=0
+        training.make_epoch(update, prepare, config.examples), donate_argnums=0
     )
     measure = evaluation.classification_measures(pcjax.softmax)
     evaluate = jax.jit(evaluation.make_evaluation(network, prepare, measure))
@@ -204,14 +214,14 @@ def train(
     )
     inputs, _ = prepare(train_set.images[:1], train_set.labels[:1])
     losses, accuracies, params = [], [], []
-    for key in jax.random.split(jax.random.key(config.seed), config.seeds):
+    for key in jax.random.split(jax.random.key(config.seed), size.seeds):
         state = training.init_state(network, tx, key, inputs)
-        for _ in range(config.epochs):
+        for _ in range(size.epochs):
             state, metrics = epoch(state, train_set)
             losses.append(np.asarray(metrics.loss).mean())
             accuracies.append(float(evaluate(state.params, test_set).top1))
         params.append(state.params)
-    shape = (config.seeds, config.epochs)
+    shape = (size.seeds, size.epochs)
     return Curves(
         np.array(losses, float).reshape(shape),
         np.array(accuracies, float).reshape(shape),
@@ -228,8 +238,8 @@ def cosines(
     """
     prepare = training.classification(images.num_classes)
     first = training.device_data(
-        images.train.images[: config.batch_size],
-        images.train.labels[: config.batch_size],
+        images.train.images[: config.examples],
+        images.train.labels[: config.examples],
         images.num_classes,
     )
     inputs, targets = prepare(first.images, first.labels)
@@ -238,7 +248,7 @@ def cosines(
         for name in (precision, "float32")
     )
     network = float32(sizes(images, config))
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    keys = jax.random.split(jax.random.key(config.seed), len(trained))
     start = [
         training.init_state(network, rule.tx(config), key, inputs).params
         for key in keys
@@ -261,79 +271,72 @@ def _cosine(one: jax.Array, other: jax.Array) -> float:
     return float(u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
 
 
-def provenance(config: Config) -> dict:
-    """How the result came about."""
-    return {
-        "command": shlex.join(["python", "-m", "experiments.precision", *sys.argv[1:]]),
-        "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        "versions": {"pcjax": pcjax.__version__, "jax": jax.__version__},
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def print_table(summary: dict) -> None:
-    """Prints accuracies and the least cosine of any matrix's gradient."""
-    table = Table(
-        "rule",
-        "products",
-        "final test acc. % (seeds)",
-        "mean",
-        "training loss",
-        "least cosine at first",
-        "in the end",
-        title=f"{summary['config']['dataset']}, {summary['config']['epochs']} epochs",
-    )
-    for row in summary["runs"]:
-        final = 100 * np.array(row["test_accuracy"])[:, -1]
-        table.add_row(
-            row["rule"],
-            row["precision"],
-            " ".join(f"{value:.2f}" for value in final),
-            f"{final.mean():.2f}",
-            f"{np.array(row['train_loss'])[:, -1].mean():.4f}",
-            *(f"{np.min(values):.4f}" for values in row["cosines"].values()),
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Accuracies, and the least cosine of any matrix's gradient to float32's."""
+    rows = []
+    for row in results["runs"]:
+        name = f"{row['rule']}, {row['precision']}"
+        final = 100 * report.array(row["test_accuracy"])[:, -1]
+        loss = report.array(row["train_loss"])[:, -1].mean()
+        least = "; ".join(
+            f"{when} {np.min(values):.4f}" for when, values in row["cosines"].items()
         )
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+        rows += [
+            Claim(
+                f"{name}: final test accuracy, %; training loss",
+                "-",
+                f"{report.mean_std(final)}; {loss:.4f}",
+            ),
+            Claim(f"{name}: least cosine of a gradient to float32's", "-", least),
+        ]
+    return rows
 
 
-def plot(summary: dict, path: Path) -> None:
+COLORS = {"float32": "#000000", "bfloat16": "#D55E00", "bfloat16, naive": "#56B4E9"}
+LINES = {"BP": "--", "SeqIL-MQ": "-"}
+
+
+def plot(results: dict[str, Any], folder: Path) -> None:
     """Draws test accuracy against the epoch, and the gradients' angles to float32's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    colors = {"float32": "#000000", "bfloat16": "#D55E00", "bfloat16, naive": "#56B4E9"}
-    styles = {"BP": "--", "SeqIL-MQ": "-"}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for row in summary["runs"]:
-        style = {"color": colors[row["precision"]], "ls": styles[row["rule"]]}
-        label = f"{row['rule']}, {row['precision']}"
-        accuracy = 100 * np.array(row["test_accuracy"])
-        left.plot(
-            range(1, accuracy.shape[1] + 1), accuracy.mean(0), label=label, **style
-        )
-        if row["precision"] != "float32":
+    options: dict[str, Any] = {"columns": 2, "figsize": (11, 4.2)}
+    with report.figure(folder / "precision.png", **options) as panels:
+        left, right = panels[0]
+        for row in results["runs"]:
+            style = {"color": COLORS[row["precision"]], "ls": LINES[row["rule"]]}
+            label = f"{row['rule']}, {row['precision']}"
+            mean = 100 * report.array(row["test_accuracy"]).mean(0)
+            left.plot(range(1, len(mean) + 1), mean, label=label, **style)
+            if row["precision"] == "float32":
+                continue
             for marker, (when, values) in zip(
                 "os", row["cosines"].items(), strict=True
             ):
                 angles = np.degrees(np.arccos(np.clip(values, -1, 1))).mean(0)
                 right.plot(angles, marker=marker, label=f"{label}, {when}", **style)
-    left.set(xlabel="epoch", ylabel="test accuracy (%)")
-    left.set_title(summary["config"]["dataset"])
-    right.set(
-        xlabel="weight matrix", ylabel="angle of the gradient to float32's (degrees)"
-    )
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        left.set(xlabel="epoch", ylabel="test accuracy (%)", title=results["dataset"])
+        right.set(
+            xlabel="weight matrix",
+            ylabel="angle of the gradient to float32's (degrees)",
+        )
+        for panel in (left, right):
+            report.whole_numbers(panel)
+            panel.legend(frameon=False, fontsize="small")
 
+
+EXPERIMENT = Experiment(
+    name="precision",
+    paper="beyond the paper",
+    title="Products in bfloat16 and in float32",
+    sizes={
+        "smoke": Size(seeds=2, epochs=10),
+        "cpu": Size(seeds=2, epochs=10, images=10_000),
+        "paper": Size(),
+    },
+    measure=measure,
+    plot=plot,
+    claims=claims,
+)
+main = partial(execute, EXPERIMENT)
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

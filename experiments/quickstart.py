@@ -2,47 +2,59 @@
 
 python -m experiments.quickstart
 python -m experiments.quickstart --dataset cifar10 --data-dir DIR --epochs 10
+
+Besides what every experiment writes there is summary.json, with means, times and the
+curves of every method.
 """
 
 import dataclasses
-import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-import pcjax
-from experiments import data, methods, report, runner
-from experiments.harness import command, plain, write_json
-from experiments.settings import Settings, settings
-from experiments.tasks import make_task
-from pcjax.optimizers.finite import NonFiniteError
+from experiments.classification.protocols import epochs_to
+from experiments.common import report
+from experiments.common.folders import plain, write_json
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+    output_folder,
+    read_run,
+)
+from experiments.common.methods import MethodName, select
+from experiments.common.options import (
+    BatchSize,
+    Epochs,
+    KeepWeights,
+    LearningRate,
+    adapted,
+)
+from experiments.common.runner import Plan, timeless, train_methods
+from experiments.common.settings import settings
+from experiments.common.tasks import TrainingSize as Size
+from experiments.common.tasks import make_task
+from experiments.common.trainer import Trainer
+
+PART = "quickstart"
+EPOCHS = 20  # at most, unless asked for
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options, Epochs, BatchSize, LearningRate, KeepWeights):
     """Trains an MLP with backprop and predictive coding and compares them."""
 
-    dataset: str = "digits"
-    """digits (built in), cifar10, svhn_cropped, mnist or fashion_mnist."""
-    data_dir: Path | None = None
-    """The folder of prepared TFDS data sets; digits needs none."""
-    epochs: int | None = None
-    """Passes over the training set; by default 20, or what the settings say if less."""
-    seeds: int = 3
-    """Networks trained at once, each with its own initial weights and data order."""
-    seed: int = 0
-    """Decides all randomness."""
-    methods: tuple[str, ...] = (
+    methods: tuple[MethodName, ...] = (
         "BP",
         "BP-Adam",
         "IL",
@@ -53,110 +65,122 @@ class Config:
         "iPC",
     )
     """The methods to train."""
-    out: Path = Path("out/quickstart")
-    """Where summary.json and curves.png go."""
+    out: Path | None = Path("out/quickstart")
+    """Where summary.json, curves.png and the rest go."""
+    replace: bool = True
+    """Runs anew where the folder holds a finished run, or one of other settings."""
 
 
-def main(config: Config) -> None:
-    """Runs the comparison, writing its results after every round of epochs."""
-    if config.seeds < 1 or (config.epochs is not None and config.epochs < 1):
-        raise SystemExit(
-            "--seeds and --epochs must be at least 1, got "
-            f"{config.seeds} and {config.epochs}."
-        )
-    try:
-        chosen = methods.select(config.methods)
-        images = data.load(config.dataset, config.data_dir)
-        found = settings("mlp", config.dataset)
-    except (ValueError, data.DatasetError) as error:
-        raise SystemExit(str(error)) from error
-    found = dataclasses.replace(found, epochs=config.epochs or min(found.epochs, 20))
-    task = make_task("mlp", images, found)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    with report.Live(config.dataset, config.methods, found.epochs) as live:
-        trainers = []
-        for method in chosen:
-            live.status(f"compiling {method.name}")
-            hyper = method.hyper(found)
-            trainers.append(
-                runner.Trainer(method, task, found, hyper, keys, on_nonfinite="stop")
-            )
-        try:
-            for trainer, record in runner.train(trainers, found.epochs):
-                live.update(trainer, record)
-                if trainer is trainers[-1]:
-                    summary = summarise(trainers, config, found)
-                    write_json(config.out / "summary.json", plain(summary))
-        except NonFiniteError as error:
-            raise SystemExit(str(error)) from error
-    plot(summary, config.out / "curves.png")
-    print_table(summary, config.out)
+def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
+    """Trains all methods in turn."""
+    found = adapted(settings("mlp", config.dataset_name), config)
+    epochs = size.epochs or min(found.epochs, EPOCHS)
+    found = dataclasses.replace(found, epochs=epochs)
+    task = make_task("mlp", config.load(), found)
+
+    def compilation(trainer: Trainer) -> dict[str, float]:
+        return {"compile_seconds": trainer.compile_seconds}
+
+    trained = train_methods(
+        run,
+        PART,
+        task,
+        select(config.methods),
+        found,
+        jax.random.split(jax.random.key(config.seed), size.seeds),
+        Plan(
+            extra=compilation,
+            on_nonfinite=config.on_nonfinite,
+            keep_weights=config.keep_weights,
+        ),
+    )
+    curves = timeless(run, PART, trained)
+    run.seconds["compilation"] = {
+        name: found.pop("compile_seconds") for name, found in curves.items()
+    }
+    return {
+        "dataset": config.dataset_name,
+        "settings": dataclasses.asdict(found),
+        "methods": curves,
+    }
 
 
-def summarise(
-    trainers: Sequence[runner.Trainer], config: Config, found: Settings
-) -> dict:
-    """Everything a run found, ready for JSON.
+def main(config: Config) -> dict[str, Any]:
+    """Runs the comparison; prints it as a table and writes summary.json."""
+    found = execute(EXPERIMENT, config)
+    folder = output_folder(EXPERIMENT, config)
+    summary = summarise(found, read_run(folder))
+    write_json(folder / "summary.json", plain(summary))
+    print_table(summary, folder)
+    return found
+
+
+def summarise(found: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Results and times in one, with what is read off them.
 
     Accuracies are fractions; means and standard deviations (ddof = 1) are over seeds.
     """
-    curves = {
-        trainer.name: np.array([record.test["top1"] for record in trainer.records])
-        for trainer in trainers
-    }
-    to_beat = curves["BP"].mean(1).max() if "BP" in curves else None
+    results = found["results"]
+    curves = results["methods"]
+    accuracy = {name: report.array(c["test"]["top1"]) for name, c in curves.items()}
+    to_beat = accuracy["BP"].mean(1).max() if "BP" in curves else None
+    about = {name: found[name] for name in ("versions", "device", "machine")}
     return {
-        "command": command(),
-        "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        "settings": dataclasses.asdict(found),
-        "versions": {"pcjax": pcjax.__version__, "jax": jax.__version__},
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "machine": platform.machine(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": run["command"],
+        "config": found["config"] | {"seeds": found["size"]["seeds"]},
+        "settings": results["settings"],
+        **about,
+        "finished": run["finished"],
         "methods": [
-            {
-                "name": trainer.name,
-                **_mean_std("best_accuracy", curves[trainer.name].max(0)),
-                **_mean_std("final_accuracy", curves[trainer.name][-1]),
-                "epochs_to_bp_best": _first(curves[trainer.name].mean(1), to_beat),
-                "seconds_per_epoch": float(
-                    np.median([record.seconds for record in trainer.records])
-                ),
-                "compile_seconds": trainer.compile_seconds,
-                "optimizer_state_bytes": trainer.optimizer_state_bytes,
-                "epochs": [
-                    {
-                        "epoch": record.epoch,
-                        "seconds": record.seconds,
-                        "energy": record.energy.tolist(),
-                        "train_loss": record.train_loss.tolist(),
-                        "test_loss": record.test["loss"].tolist(),
-                        "test_accuracy": record.test["top1"].tolist(),
-                        "test_top5": record.test["top5"].tolist(),
-                    }
-                    for record in trainer.records
-                ],
-            }
-            for trainer in trainers
+            _row(name, results, run["seconds_by_part"], to_beat) for name in curves
         ],
     }
 
 
-def print_table(summary: dict, out: Path) -> None:
+def _row(
+    name: str, results: dict[str, Any], seconds: dict[str, Any], to_beat: float | None
+) -> dict[str, Any]:
+    """What is known of a method."""
+    curves = results["methods"][name]
+    test = {key: report.array(rows) for key, rows in curves["test"].items()}
+    accuracy, each = test["top1"], seconds[f"{PART}, per epoch"][name]
+    reached = None if to_beat is None else epochs_to(to_beat, accuracy)
+    return {
+        "name": name,
+        **_mean_std("best_accuracy", accuracy.max(0)),
+        **_mean_std("final_accuracy", accuracy[-1]),
+        "epochs_to_bp_best": reached,
+        "seconds_per_epoch": float(np.median(each)),
+        "compile_seconds": seconds["compilation"][name],
+        "optimizer_state_bytes": curves["optimizer_state_bytes"],
+        "epochs": [
+            {
+                "epoch": index + 1,
+                "seconds": each[index],
+                "energy": curves["energy"][index],
+                "train_loss": curves["train_loss"][index],
+                "test_loss": test["loss"][index],
+                "test_accuracy": test["top1"][index],
+                "test_top5": test["top5"][index],
+            }
+            for index in range(len(each))
+        ],
+    }
+
+
+def print_table(summary: dict[str, Any], out: Path) -> None:
     """Prints the comparison and where it was written."""
     seeds = report.seeds(summary["config"]["seeds"])
+    headers = (
+        "best test acc. %",
+        "final test acc. %",
+        "epochs to BP's best",
+        f"s/epoch ({seeds})",
+        "optimizer state",
+    )
     table = Table(
         "method",
-        *(
-            report.right(header)
-            for header in (
-                "best test acc. %",
-                "final test acc. %",
-                "epochs to BP's best",
-                f"s/epoch ({seeds})",
-                "optimizer state",
-            )
-        ),
+        *(report.right(header) for header in headers),
         title=(
             f"{summary['config']['dataset']}, {summary['settings']['epochs']} epochs, "
             f"{seeds} (mean ± standard deviation)"
@@ -178,22 +202,29 @@ def print_table(summary: dict, out: Path) -> None:
     console.print(f"Written: {out / 'summary.json'} and {out / 'curves.png'}")
 
 
-def plot(summary: dict, path: Path) -> None:
+def plot(results: dict[str, Any], folder: Path) -> None:
     """Draws test accuracy and training loss against the epoch, mean and std band."""
-    with report.figure(path, columns=2, figsize=(11, 4.2)) as panels:
+    options: dict[str, Any] = {"columns": 2, "figsize": (11, 4.2)}
+    with report.figure(folder / "curves.png", **options) as panels:
         left, right = panels[0]
-        for row in summary["methods"]:
-            epochs = [epoch["epoch"] for epoch in row["epochs"]]
-            accuracy = [epoch["test_accuracy"] for epoch in row["epochs"]]
-            loss = [epoch["train_loss"] for epoch in row["epochs"]]
-            report.band(left, epochs, 100 * report.array(accuracy), row["name"])
-            report.band(right, epochs, loss, row["name"])
-        left.set(ylabel="test accuracy (%)", title=summary["config"]["dataset"])
+        for name, curves in results["methods"].items():
+            loss = curves["train_loss"]
+            epochs = range(1, len(loss) + 1)
+            accuracy = 100 * report.array(curves["test"]["top1"])
+            report.band(left, epochs, accuracy, name)
+            report.band(right, epochs, loss, name)
+        left.set(ylabel="test accuracy (%)", title=results["dataset"])
         right.set(ylabel="training loss (nats)", yscale="log")
         for panel in (left, right):
             panel.set(xlabel="epoch")
             report.whole_numbers(panel)
         report.legend_beside(right)
+
+
+def claims(results: dict[str, Any]) -> Sequence[Claim]:
+    """None: the quickstart shows methods beside each other, not beside the paper."""
+    del results
+    return []
 
 
 def _mean_std(name: str, values: np.ndarray) -> dict[str, float]:
@@ -203,16 +234,24 @@ def _mean_std(name: str, values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _first(curve: np.ndarray, level: float | None) -> int | None:
-    """The first epoch (from 1) at which the curve reaches a level."""
-    if level is None or curve.max() < level:
-        return None
-    return int(np.argmax(curve >= level)) + 1
-
-
-def _percent(row: dict, name: str) -> str:
+def _percent(row: dict[str, Any], name: str) -> str:
     return f"{100 * row[f'{name}_mean']:.2f} ± {100 * row[f'{name}_std']:.2f}"
 
 
+EXPERIMENT = Experiment(
+    name="quickstart",
+    paper="a first look",
+    title="Methods beside each other",
+    sizes={
+        "smoke": Size(seeds=3),
+        "cpu": Size(seeds=1, epochs=10),
+        "paper": Size(epochs=110),
+    },
+    measure=measure,
+    plot=plot,
+    claims=claims,
+    free=("methods",),
+)
+
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

@@ -14,13 +14,25 @@ import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import tyro
 from rich.console import Console
 
-from experiments import page
-from experiments.harness import Options, execute
+from experiments.common import page
+from experiments.common.folders import plain
+from experiments.common.harness import (
+    Experiment,
+    InterruptedRun,
+    Options,
+    cli,
+    execute,
+    interrupted,
+    read_run,
+    statements,
+)
+from experiments.common.options import KeepWeights
+
+FULL = "-paper"  # behind the name of a folder: the same at the paper's length
 
 
 @dataclass(frozen=True)
@@ -68,24 +80,51 @@ JOBS = (
 )
 
 
+ExperimentName = Literal[
+    "costs",
+    "inference_errors",
+    "proximal_objective",
+    "update_magnitudes",
+    "inference_iterations",
+    "classification",
+    "autoencoder",
+    "training_time",
+]
+
+
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, KeepWeights):
     """Runs every experiment of the paper and writes one report."""
 
-    only: tuple[str, ...] = ()
-    """Run only these experiments, by name."""
+    only: tuple[ExperimentName, ...] = ()
+    """Run only these experiments."""
 
 
 def main(config: Config) -> list[page.Section]:
     """Runs what is left to do, and writes the report after every experiment.
 
     Raises:
-      SystemExit: if an experiment is not known, or none could be run.
+      SystemExit: if an experiment is not known, if none could be run, or if the output
+        folder cannot be written.
     """
     known = list(dict.fromkeys(job.module for job in JOBS))
     if unknown := sorted(set(config.only) - set(known)):
         raise SystemExit(f"--only: expected some of {known}, got {unknown}.")
     out = config.out or Path("out/reproduce") / config.preset
+    try:
+        return _run_all(config, out)
+    except InterruptedRun:
+        raise
+    except KeyboardInterrupt:
+        interrupted(out)
+    except OSError as error:
+        raise SystemExit(
+            f"{out} cannot be used: {error}. Name another folder with --out."
+        ) from error
+
+
+def _run_all(config: Config, out: Path) -> list[page.Section]:
+    out.mkdir(parents=True, exist_ok=True)
     jobs = [job for job in JOBS if not config.only or job.module in config.only]
     if config.preset == "smoke" and config.dataset_name != "tiny_imagenet":
         jobs = [job for job in jobs if job.dataset is None]
@@ -96,7 +135,7 @@ def main(config: Config) -> list[page.Section]:
         sections.append(_run(job, config, out))
         page.write(out, config.preset, sections)
     console.print(f"Report: {out / 'report.md'} and {out / 'report.html'}")
-    if not any(section.found for section in sections):
+    if not any(section.here for section in sections):
         raise SystemExit("No experiment could be run: see above.")
     return sections
 
@@ -106,23 +145,38 @@ def _run(job: Job, config: Config, out: Path) -> page.Section:
     module = importlib.import_module(f"experiments.{job.module}")
     dataset = job.dataset or config.dataset_name
     folder = job.folder(out, dataset)
+    asked = {entry.name for entry in dataclasses.fields(config)}
     options = {
-        entry.name: getattr(config, entry.name) for entry in dataclasses.fields(Options)
+        entry.name: getattr(config, entry.name)
+        for entry in dataclasses.fields(module.Config)
+        if entry.name in asked
     }
     options |= {"dataset": dataset, "out": folder, **job.options}
     if not job.data:  # nothing is trained, so there are no seeds
         options["seeds"] = None
     experiment = module.EXPERIMENT
+    full = _read(experiment, folder.with_name(folder.name + FULL))
+    failure = ""
     try:
-        found = execute(experiment, module.Config(**options))
+        execute(experiment, module.Config(**options))
+    except InterruptedRun:
+        raise
     except SystemExit as error:
-        Console().print(f"Not run: {error}", style="bold", highlight=False)
-        return page.Section(experiment.title, experiment.paper, folder, str(error))
-    run = json.loads((folder / "run.json").read_text())
-    return page.Section(
-        experiment.title, experiment.paper, folder, found=found, run=run
-    )
+        failure = str(error)
+        Console().print(f"Not run: {failure}", style="bold", highlight=False)
+    here = None if failure else _read(experiment, folder)
+    return page.Section(experiment.title, experiment.paper, failure, here, full)
+
+
+def _read(experiment: Experiment, folder: Path) -> page.Measured | None:
+    """The results in a folder with the statements as they are judged now."""
+    if not (folder / "results.json").exists():
+        return None
+    found, run = json.loads((folder / "results.json").read_text()), read_run(folder)
+    found["claims"] = plain([c._asdict() for c in statements(experiment, found)])
+    times = experiment.times(found["results"], run["seconds_by_part"])
+    return page.Measured(folder, found, run, times)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

@@ -16,16 +16,30 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
-from experiments import report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import select
-from experiments.runner import train_methods
-from experiments.settings import Net, settings
-from experiments.tasks import make_task
+from experiments.common import report
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+)
+from experiments.common.methods import MethodName, select
+from experiments.common.options import BatchSize, Epochs, LearningRate, adapted
+from experiments.common.runner import Plan, train_methods
+from experiments.common.settings import Net, settings
+from experiments.common.tasks import make_task
 
-METHODS = ("BP", "BP-Adam", "IL", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
+METHODS: tuple[MethodName, ...] = (
+    "BP",
+    "BP-Adam",
+    "IL",
+    "SeqIL",
+    "SeqIL-MQ",
+    "SeqIL-Adam",
+)
 NETS: tuple[Net, ...] = ("mlp", "conv", "autoencoder")
 
 
@@ -39,10 +53,10 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, Epochs, BatchSize, LearningRate):
     """Trains the paper's three nets against the clock."""
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[MethodName, ...] = METHODS
     """The methods to train."""
 
 
@@ -51,7 +65,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     images = config.load()
     found: dict[str, Any] = {}
     for net, epochs, count in zip(NETS, size.epochs, size.train_images, strict=True):
-        chosen = settings(net, config.dataset_name)
+        chosen = adapted(settings(net, config.dataset_name), config)
         task = make_task(net, images, chosen, train_images=count)
         trained = train_methods(
             run,
@@ -60,7 +74,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             select(config.methods),
             chosen,
             jax.random.split(jax.random.key(config.seed), size.seeds),
-            epochs=epochs,
+            Plan(epochs=epochs),
         )
         found[net] = {
             "settings": dataclasses.asdict(chosen),
@@ -151,4 +165,4 @@ EXPERIMENT = Experiment(
 main = partial(execute, EXPERIMENT)
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

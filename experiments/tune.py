@@ -16,24 +16,42 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
-from experiments import grid, report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import Hyper, Method, select
-from experiments.runner import constantly, timeless, train_methods
-from experiments.settings import Net, Settings, settings
-from experiments.tasks import TrainingSize as Size
-from experiments.tasks import make_task
+from experiments.common import grid, report
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+)
+from experiments.common.methods import Hyper, Method, MethodName, select
+from experiments.common.options import (
+    BatchSize,
+    Epochs,
+    adapted,
+    refuse_non_positive,
+)
+from experiments.common.runner import Plan, constantly, timeless, train_methods
+from experiments.common.settings import Net, Settings, settings
+from experiments.common.tasks import TrainingSize as Size
+from experiments.common.tasks import make_task
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, Epochs, BatchSize):
     """Searches learning rates and step sizes by the test set and by validation."""
 
     net: Net = "mlp"
     """Which of the paper's nets."""
-    methods: tuple[str, ...] = ("BP", "BP-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
+    methods: tuple[MethodName, ...] = (
+        "BP",
+        "BP-Adam",
+        "SeqIL",
+        "SeqIL-MQ",
+        "SeqIL-Adam",
+    )
     """The methods to tune."""
     rates: tuple[float, ...] = ()
     """Learning rates; by default the factors below times that of the settings."""
@@ -44,10 +62,21 @@ class Config(Options):
     held_out: float = 0.1
     """The part of the training images that is held out for validation."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rates", "factors", "step_sizes"):
+            refuse_non_positive(name, *getattr(self, name))
+        if not (self.rates or self.factors):
+            raise ValueError("--factors must not be empty where no --rates are given.")
+        if not 0 < self.held_out < 1:
+            raise ValueError(
+                f"--held-out must be between 0 and 1, got {self.held_out}."
+            )
+
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """A part for every method."""
-    found = settings(config.net, config.dataset_name)
+    found = adapted(settings(config.net, config.dataset_name), config)
     images = config.load()
     task = make_task(
         config.net,
@@ -69,8 +98,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             [method],
             found,
             repeated,
-            epochs=size.epochs,
-            hyper=constantly(hyper),
+            Plan(epochs=size.epochs, hyper=constantly(hyper)),
         )
         curves = timeless(run, method.name, trained)[method.name]
         results[method.name] = {
@@ -179,8 +207,9 @@ EXPERIMENT = Experiment(
     measure=measure,
     plot=plot,
     claims=claims,
+    free=("methods",),
 )
 main = partial(execute, EXPERIMENT)
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

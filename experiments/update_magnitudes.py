@@ -18,13 +18,23 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import tyro
+import numpy as np
 
-from experiments import methods, report
-from experiments.harness import Claim, Experiment, Options, Run, execute
-from experiments.methods import Method
-from experiments.settings import Settings, settings
-from experiments.tasks import Task, make_task
+from experiments.common import methods, report
+from experiments.common.claims import above, difference
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+)
+from experiments.common.live import Parts
+from experiments.common.methods import Method
+from experiments.common.options import BatchSize, Iterations, LearningRate, adapted
+from experiments.common.settings import Settings, settings
+from experiments.common.tasks import Task, make_task
 from pcjax import training
 
 METHODS = ("IL", "IL-MQ", "IL-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
@@ -40,7 +50,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, Iterations, BatchSize, LearningRate):
     """Measures the magnitude of the updates of every weight matrix."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -49,23 +59,20 @@ class Config(Options):
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """Trains with every method and averages the updates, a part for each seed."""
-    found = settings(config.net, config.dataset_name)
+    found = adapted(settings(config.net, config.dataset_name), config)
     task = make_task(config.net, config.load(), found)
     # The normalised step is one of dense layers.
     chosen = [methods.NORMALISED] if config.net == "mlp" else []
     chosen += methods.select(METHODS)
     keys = jax.random.split(jax.random.key(config.seed), size.seeds)
     found_of: dict[str, list] = {}
-    with report.progress_bar() as bar:
-        total = bar.add_task("", total=len(chosen) * len(keys))
+    with Parts(run, len(chosen) * len(keys)) as parts:
         for method in chosen:
-            bar.update(total, description=method.name)
             train = trainer(method, task, found, size)
-            found_of[method.name] = []
-            for index, key in enumerate(keys):
-                part = f"{method.name}-{index}"
-                found_of[method.name].append(run.part(part, partial(train, key)))
-                bar.advance(total)
+            found_of[method.name] = [
+                parts.part(f"{method.name}-{index}", partial(train, key))
+                for index, key in enumerate(keys)
+            ]
     return {
         "dataset": config.dataset_name,
         "net": config.net,
@@ -142,12 +149,13 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     for plain, optimized in pairs:
         if plain in found:
             factor = found[plain].mean() / found[optimized].mean()
+            gap = difference(np.log10(found[plain]), np.log10(found[optimized]))
             rows.append(
                 Claim(
                     f"the ratio falls from {plain} to {optimized}",
                     "section 4",
-                    f"{factor:.1f} times smaller",
-                    bool(factor > 1),
+                    f"{factor:.1f} times smaller; log10: {gap.text()}",
+                    above(gap),
                 )
             )
     return rows
@@ -192,4 +200,4 @@ EXPERIMENT = Experiment(
 main = partial(execute, EXPERIMENT)
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    cli(main, Config)

@@ -240,9 +240,9 @@ def test_transposes_of_the_convolution(x64, strides):
 
 def test_what_is_rounded():
     rng = np.random.default_rng(0)
-    x, x0, w, g, y0 = (
+    x, w, g, y0 = (
         rng.normal(size=s).astype(np.float32)
-        for s in ((4, 30), (4, 30), (30, 20), (4, 20), (4, 20))
+        for s in ((4, 30), (30, 20), (4, 20), (4, 20))
     )
     product = precision.rounded(precision.matmul, jnp.bfloat16)
 

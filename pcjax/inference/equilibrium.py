@@ -205,12 +205,13 @@ def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibr
     *gammas, last = initial.gammas
     last = jnp.asarray(last) / (1 + clamp_gamma)
     strengths = per_entry([*gammas, last], [*origin.start, origin.logits])
+    plain = problem._replace(gamma=1.0, decay=0.0)  # the errors alone count
     shifts = origin.rest()
     if shifts:
         flat, shape = ravel_pytree(jax.tree.map(lambda shift: shift[0], shifts))
 
         def solve(theta, x, y, gamma, decay):
-            own = Origin(problem, theta, x[None], y[None])
+            own = Origin(plain, theta, x[None], y[None])
 
             def errors(flat):
                 moved = jax.tree.map(lambda d: d[None], shape(flat))

@@ -234,10 +234,11 @@ def add(*layers: Layer) -> Layer:
             ]
         )
 
-    return Layer(init, apply, layers[0].activation, _near_sum(layers, each, total))
+    near = _near_sum(layers, apply, each, total)
+    return Layer(init, apply, layers[0].activation, near)
 
 
-def _near_sum(layers, each, total) -> Near:
+def _near_sum(layers, apply, each, total) -> Near:
     """`Near` of a sum: the sum of the changes of its parts."""
     parts = [near_of(layer) for layer in layers]
 
@@ -266,7 +267,7 @@ def _near_sum(layers, each, total) -> Near:
         )
 
     can_follow = all(part.follow for part in parts)
-    return Near(start, move, follow if can_follow else None)
+    return Near(apply, start, move, follow if can_follow else None)
 
 
 def skip() -> Layer:
@@ -289,17 +290,17 @@ def skip() -> Layer:
         del params, first, inputs
         return anchor
 
-    return Layer(
-        lambda key, inputs: {},
-        lambda params, inputs: inputs,
-        linear,
-        Near(start, move, follow),
-    )
+    def apply(params, inputs):
+        del params
+        return inputs
+
+    near = Near(apply, start, move, follow)
+    return Layer(lambda key, inputs: {}, apply, linear, near)
 
 
 def near_of(layer: Layer) -> Near:
     """The layer's `near`, or one that evaluates it anew and subtracts."""
-    if layer.near is not None:
+    if layer.near is not None and layer.near.apply is layer.apply:
         return layer.near
 
     def start(params, *inputs):
@@ -312,7 +313,7 @@ def near_of(layer: Layer) -> Near:
         prediction = layer.apply(params, *map(jnp.add, inputs, shifts))
         return prediction, prediction - anchor
 
-    return Near(start, move)
+    return Near(layer.apply, start, move)
 
 
 def _plus(offset: jax.Array | None, change: jax.Array) -> jax.Array:
@@ -339,4 +340,4 @@ def _layer(init, start, move, follow, activation, product_dtype):
         return start(params, inputs)[0]
 
     follow = None if product_dtype is None else follow
-    return Layer(init, apply, activation, Near(start, move, follow))
+    return Layer(init, apply, activation, Near(apply, start, move, follow))

@@ -32,6 +32,8 @@ class Near(NamedTuple):
     and subtracted, which loses what is below the rounding of its prediction.
 
     Attributes:
+      apply: the `apply` of the layer that this belongs to; a layer whose `apply` was
+        replaced by another is evaluated by that.
       start: `(params, *inputs) -> (prediction, anchor)`: `apply`, and whatever of it
         `move` needs again, a pytree.
       move: `(params, inputs, shifts, anchor, moved) -> (prediction, change)`, where
@@ -44,6 +46,7 @@ class Near(NamedTuple):
         the first prediction. Without it a layer whose params move is evaluated anew.
     """
 
+    apply: Callable[..., jax.Array]
     start: Callable[..., tuple[jax.Array, Anchor]]
     move: Callable[..., tuple[jax.Array, jax.Array]]
     follow: Callable[..., Anchor] | None = None

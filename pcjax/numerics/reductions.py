@@ -10,10 +10,18 @@ from jax import lax
 
 
 def sum_magnitudes(array: Any, dtype: Any) -> jax.Array:
-    """Returns the sum of `|array|`, accumulated in `dtype`; NaN if an entry is."""
+    """Returns the sum of `|array|`, accumulated in `dtype`; NaN if an entry is.
+
+    Its derivative is that of `jnp.abs`: the sign of the entries, 1 where they are 0.
+    """
     array = jnp.asarray(array, dtype)
     if array.size < 2**14 or array.size % 8 or not on_one_cpu():
         return jnp.sum(jnp.abs(array))
+    return _sum_side_by_side(array)
+
+
+@jax.custom_jvp
+def _sum_side_by_side(array: jax.Array) -> jax.Array:
     # XLA's CPU code stores |array| before it adds, and adds the entries of a row one
     # after the other. It does neither if the magnitudes are taken inside the sum,
     # and if there are sums enough side by side: for all cores, times a few vectors.
@@ -23,11 +31,18 @@ def sum_magnitudes(array: Any, dtype: Any) -> jax.Array:
         rows = math.gcd(array.size // lanes, 256)
     sums = lax.reduce(  # of two or more entries each: one alone would keep its sign
         array.reshape(rows, -1, lanes),
-        np.zeros((), dtype),
+        np.zeros((), array.dtype),
         lambda x, y: lax.abs(x) + lax.abs(y),
         (1,),
     )
     return jnp.sum(sums)
+
+
+# jax would take the derivative of every addition of the sum.
+@_sum_side_by_side.defjvp
+def _sum_of_signed(primals, tangents):
+    (array,), (tangent,) = primals, tangents
+    return _sum_side_by_side(array), jnp.sum(jnp.where(array >= 0, tangent, -tangent))
 
 
 def on_one_cpu() -> bool:

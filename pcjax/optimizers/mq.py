@@ -9,23 +9,31 @@ The optimizer is an ordinary optax transform and knows nothing of predictive
 coding, so it trains any model, by whatever gradient.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.tree_util import GetAttrKey, SequenceKey
 
 from pcjax.numerics.reductions import sum_magnitudes
+from pcjax.optimizers.grouping import Group, GroupFn, StackedFn, group
+from pcjax.optimizers.hyper import (
+    KeepsNumbers,
+    LearningRate,
+    Number,
+    PerLayer,
+    at,
+    check_layers,
+    check_number,
+    check_range,
+    is_non_negative,
+    is_positive,
+    per_layer,
+)
 
-KeyPath = tuple[Any, ...]
-# Where a leaf sits in the tree -> the layer it belongs to.
-GroupFn = Callable[[KeyPath], Hashable]
-Number = float | jax.Array  # possibly traced
-# A number, a schedule of the iteration b, or one value per layer.
-LearningRate = Number | Sequence[Number] | Callable[[jax.Array], Any]
+# (alpha_l [num_layers], mean|g_l| [num_layers]) -> v_l [num_layers]
+Start = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class ScaleByMQState(NamedTuple):
@@ -40,12 +48,32 @@ class ScaleByMQState(NamedTuple):
     v: jax.Array  # [num_layers] float32
 
 
+def first_gradient(learning_rate: jax.Array, magnitude: jax.Array) -> jax.Array:
+    """Starts MQ at the magnitude of the first gradient: `v_l = mean|g_l|`.
+
+    The first update of a layer then has the mean magnitude `alpha_l`, as later ones
+    have: `mq(1e-3, start=first_gradient)`.
+
+    Args:
+      learning_rate: [num_layers], `alpha_l`; unused.
+      magnitude: [num_layers], `mean|g_l|`.
+
+    Returns:
+      `magnitude`.
+    """
+    del learning_rate
+    return magnitude
+
+
 def scale_by_mq(
     learning_rate: LearningRate,
     decay: Number = 0.9999,
     min_step: Number = 1e-3,
     eps: Number = 1e-6,
     group_fn: GroupFn | None = None,
+    *,
+    start: PerLayer | Start | None = None,
+    stacked: StackedFn | None = None,
 ) -> optax.GradientTransformation:
     """Scales the gradient of each layer by its MQ step size.
 
@@ -62,8 +90,21 @@ def scale_by_mq(
     gradient; this is the corrected form. The mean runs over all entries of the
     layer's weights and bias together, as if the bias were one more column of `W_l`.
 
+    The paper's start makes the first step `alpha_l / (alpha_l + r) + alpha_min`, about
+    1 whatever the learning rate: the first update is the gradient itself, and with a
+    lower rate later ones stay as large for no shorter. That suits the paper's nets,
+    whose gradients have entries of about `alpha_l`; where they are much larger the
+    weights are lost in the first iteration. `start=first_gradient` has no such
+    step, whatever the net:
+
+        v_l = mean|g_l| where v_l is still 0,    rho_b = min(rho, 1 - 1 / (b + 1))
+
+    so that v_l is the plain mean of the magnitudes until rho bounds its memory. A layer
+    whose gradient vanishes at first (below weights that are 0) starts with the
+    first that does not.
+
     Numbers may be traced, so that `jax.vmap` runs over grids of them. Under
-    `optax.inject_hyperparams` name `group_fn` in `static_args`.
+    `optax.inject_hyperparams` name functions other than schedules in `static_args`.
 
     >>> import jax.numpy as jnp
     >>> params = ({"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)},)
@@ -76,9 +117,11 @@ def scale_by_mq(
     [1. 1.] [0.625]
 
     Args:
-      learning_rate: `alpha_l`, the magnitude that the mean update tends to; a
-        number, an optax schedule of `b`, or one value per layer in the order of
-        `jax.tree.leaves` (a schedule may return one per layer, too).
+      learning_rate: `alpha_l`, the magnitude that the mean update tends to: a
+        number; one value per layer in the order of `jax.tree.leaves`; a mapping of the
+        names of all layers to numbers, `{"params/Dense_0": 1e-3, ...}` (see
+        `layer_names`); or an optax schedule of `b` that returns any of these (in a
+        mapping, schedules may stand for numbers).
       decay: `rho`; the paper uses .9999 for dense and .999 for convolutional nets.
       min_step: `alpha_min`, the step size no layer falls below.
       eps: `r`, keeps the step size finite where the gradient vanishes.
@@ -86,7 +129,17 @@ def scale_by_mq(
         `jax.tree_util.tree_leaves_with_path`): leaves of equal names share one
         `v_l`. By default a leaf belongs to the innermost container it is in, so a
         kernel goes with its bias; arrays directly in a top-level tuple or list
-        are layers of their own. `jax.tree_util.keystr` would separate all leaves.
+        are layers of their own. flax's boxes (`nnx.Variable`, `nn.Partitioned`) are
+        no containers. `jax.tree_util.keystr` would separate all leaves.
+      start: where `v_l` starts. None is the paper's `alpha_l`. A number > 0, one value
+        per layer or a mapping is a given `v_l`, in the place of `alpha_l` in
+        eq. 30. A function such as `first_gradient`, `(alpha_l, mean|g_l|) -> v_l` on
+        arrays [num_layers], is asked in `update` for layers whose `v_l` is 0, as all
+        are at first, with `rho_b` as above.
+      stacked: says of a leaf, given its key path, whether its leading axis is one of
+        layers, as `flax.linen.scan` and `jax.vmap` of an `init` make them: then
+        every layer of the stack has a `v_l`. `lambda path: True` where all are. By
+        default a stack has one `v_l`, as if it were one layer.
 
     Returns:
       A `GradientTransformation` with a `ScaleByMQState`. Updates have the sign and
@@ -94,44 +147,40 @@ def scale_by_mq(
 
     Raises:
       ValueError: if `decay` is outside [0, 1), a learning rate or `min_step` is
-        negative, `eps` is not positive, the number of learning rates is not that
-        of the layers, or gradients have other layers than the parameters had.
-      TypeError: if a hyper-parameter is no number, or parameters or gradients are
-        not real floats.
+        negative, `eps` or `start` is not positive, the number of learning rates or
+        their names are not those of the layers, arrays of one layer are stacked
+        otherwise, or gradients have other layers than the parameters had.
+      TypeError: if a hyper-parameter is no number or one of half precision, or
+        parameters or gradients are not real floats.
 
     References:
       Alonso, Krichmar & Neftci, "Understanding and Improving Optimization in
       Predictive Coding Networks", 2023, eqs. 7, 8, 29, 30.
     """
-    _check_number("decay", decay, "in [0, 1)", lambda x: (x >= 0) & (x < 1))
-    _check_number("min_step", min_step, ">= 0 and finite", _is_non_negative)
-    _check_number("eps", eps, "> 0 and finite", lambda x: (x > 0) & (x < np.inf))
+    check_number("decay", decay, "in [0, 1)", lambda x: (x >= 0) & (x < 1))
+    check_number("min_step", min_step, ">= 0 and finite", is_non_negative)
+    check_number("eps", eps, "> 0 and finite", is_positive)
     if not callable(learning_rate):
-        _check_range(
-            "learning_rate", learning_rate, ">= 0 and finite", _is_non_negative
-        )
-    group_fn = group_fn or _parent_path
-
-    def alpha(count: jax.Array, layers: Sequence[Hashable], dtype: Any) -> jax.Array:
-        """The learning rates [num_layers] at iteration `count`."""
-        if not layers:  # nothing to train, or optax looking for what is per parameter
-            return jnp.zeros(0, dtype)
-        rate = learning_rate(count) if callable(learning_rate) else learning_rate
-        rate = jnp.asarray(rate, dtype)
-        if rate.shape not in ((), (len(layers),)):
-            raise ValueError(
-                f"scale_by_mq: learning_rate has shape {rate.shape}; expected a single "
-                f"number or shape ({len(layers)},), one value for each of the layers "
-                f"{_names(layers)}."
-            )
-        return jnp.broadcast_to(rate, (len(layers),))
+        check_range("learning_rate", learning_rate, ">= 0 and finite", is_non_negative)
+    if start is not None and not callable(start):
+        check_range("start", start, "> 0 and finite", is_positive)
+    # A start by the gradient is no mean of magnitudes yet, a given one counts as one.
+    given = 1 if callable(start) else 2
 
     def init_fn(params: optax.Params) -> ScaleByMQState:
-        leaves, _, layers = _group(params, group_fn)
-        dtype = jnp.result_type(jnp.float32, *(jnp.result_type(x) for x in leaves))
+        layers = group(params, group_fn, stacked)
+        types = (jnp.result_type(leaf) for leaf in layers.leaves)
+        dtype = jnp.result_type(jnp.float32, *types)
         count = jnp.zeros([], jnp.int32)
+        if not layers.groups:  # nothing to train, or optax asks what is per parameter
+            return ScaleByMQState(count, jnp.zeros(0, dtype))
+        alpha = per_layer("learning_rate", at(count, learning_rate), layers, dtype)
+        if callable(start):
+            v = jnp.zeros_like(alpha)
+        else:
+            v = alpha if start is None else per_layer("start", start, layers, dtype)
         # A copy: the state may be donated, the caller's learning rates may not.
-        return ScaleByMQState(count, jnp.array(alpha(count, list(layers), dtype)))
+        return ScaleByMQState(count, jnp.array(v))
 
     def update_fn(
         updates: optax.Updates,
@@ -139,32 +188,27 @@ def scale_by_mq(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, ScaleByMQState]:
         del params
-        gradients, treedef, layers = _group(updates, group_fn)
+        layers = group(updates, group_fn, stacked)
         count, v = state
-        if v.shape != (len(layers),):
-            raise ValueError(
-                f"scale_by_mq: gradients of {len(layers)} layers {_names(layers)}, but "
-                f"the state was made by init for {v.size} layers (v has shape "
-                f"{v.shape}); expected the tree that init was given."
-            )
-        steps = alpha(count, list(layers), v.dtype) / (v + eps) + min_step
+        check_layers(layers, v)
+        if not layers.groups:
+            return updates, ScaleByMQState(optax.safe_increment(count), v)
+        alpha = per_layer("learning_rate", at(count, learning_rate), layers, v.dtype)
+        magnitudes = jnp.concatenate(
+            [_mean_magnitudes(layers.leaves, g, v.dtype) for g in layers.groups]
+        )
+        if callable(start):
+            asked = per_layer("start", start(alpha, magnitudes), layers, v.dtype)
+            v = jnp.where(v > 0, v, asked)
+        steps = alpha / (v + eps) + min_step
         steps = steps.astype(v.dtype)  # hyper-parameters may be of a wider type
-        scaled = list(gradients)
-        means = []
-        for step, members in zip(steps, layers.values(), strict=True):
-            for leaf in members:
-                gradient = gradients[leaf]
-                dtype = jnp.result_type(gradient)
-                scaled[leaf] = (step * gradient).astype(dtype)
-            total = sum(sum_magnitudes(gradients[leaf], v.dtype) for leaf in members)
-            size = sum(np.size(gradients[leaf]) for leaf in members)
-            means.append(total / max(size, 1))
         # 1 - rho_b. Of a Python float, 1 - decay is formed in double precision.
         weight = jnp.maximum(
-            jnp.asarray(1 - decay, v.dtype), 1 / (count.astype(v.dtype) + 2)
+            jnp.asarray(1 - decay, v.dtype), 1 / (count.astype(v.dtype) + given)
         )
-        v = v + weight * (jnp.asarray(means, v.dtype) - v)
-        return treedef.unflatten(scaled), ScaleByMQState(optax.safe_increment(count), v)
+        v = v + weight * (magnitudes - v)
+        scaled = layers.treedef.unflatten(_scale(layers.leaves, layers.groups, steps))
+        return scaled, ScaleByMQState(optax.safe_increment(count), v)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -175,11 +219,19 @@ def mq(
     min_step: Number = 1e-3,
     eps: Number = 1e-6,
     group_fn: GroupFn | None = None,
+    *,
+    start: PerLayer | Start | None = None,
+    stacked: StackedFn | None = None,
 ) -> optax.GradientTransformation:
     """Matrix Update Equalization, the optimizer made for predictive coding.
 
     `W_l <- W_l - (alpha_l / (v_l + r) + alpha_min) dF/dW_l`; see `scale_by_mq`
     for `v_l`, the arguments and what is refused.
+
+    `v_l` starts at `alpha_l`, as the paper has it: the first update is the gradient
+    itself, however low the learning rate (`mq(1e-5)`: -1 for a gradient of ones).
+    Away from the paper's nets start it at the first gradient's magnitude,
+    `mq(1e-3, start=first_gradient)`.
 
     The optimizer stands alone: it trains an ordinary flax model by backprop.
 
@@ -206,11 +258,14 @@ def mq(
     With nnx it is `nnx.Optimizer(model, mq(1e-3), wrt=nnx.Param)`.
 
     Args:
-      learning_rate: `alpha_l`, a number, an optax schedule, or one per layer.
+      learning_rate: `alpha_l`, a number, an optax schedule, or one per layer in order
+        or by name.
       decay: `rho`.
       min_step: `alpha_min`.
       eps: `r`.
       group_fn: key path of a leaf -> name of its layer; by default its parent.
+      start: where `v_l` starts: None (at `alpha_l`), values, or `first_gradient`.
+      stacked: key path of a leaf -> whether its leading axis is one of layers.
 
     Returns:
       A `GradientTransformation` whose updates are to be added to the parameters.
@@ -222,72 +277,49 @@ def mq(
       Alonso, Krichmar & Neftci, "Understanding and Improving Optimization in
       Predictive Coding Networks", 2023, eqs. 7, 8, 29, 30.
     """
-    return optax.chain(
-        scale_by_mq(learning_rate, decay, min_step, eps, group_fn), optax.scale(-1.0)
+    scale = scale_by_mq(
+        learning_rate,
+        decay,
+        min_step,
+        eps,
+        group_fn,
+        start=start,
+        stacked=stacked,
     )
+    return optax.chain(scale, optax.scale(-1.0))
 
 
-def _parent_path(path: KeyPath) -> KeyPath:
-    """Names the default layer of a leaf: the container it is in."""
-    if path and path[-1] == GetAttrKey("value"):
-        path = path[:-1]  # flax boxes: an nnx.Variable, linen's Partitioned
-    if len(path) == 1 and isinstance(path[0], SequenceKey):
-        return path  # a network whose layer is a bare array
-    return path[:-1]
+for _factory in (mq, scale_by_mq):
+    _factory.__signature__ = KeepsNumbers.from_callable(_factory)  # type: ignore
 
 
-def _group(
-    tree: Any, group_fn: GroupFn
-) -> tuple[list[Any], jax.tree_util.PyTreeDef, dict[Hashable, list[int]]]:
-    """Flattens a tree: its leaves, and which of them belong to each layer."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    layers: dict[Hashable, list[int]] = {}
-    for index, (path, leaf) in enumerate(leaves):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"scale_by_mq: the leaf at '{jax.tree_util.keystr(path)}' has dtype "
-                f"{jnp.result_type(leaf)}; expected real floats. Exclude leaves that "
-                "are not trained with optax.masked."
-            )
-        layers.setdefault(group_fn(path), []).append(index)
-    return [leaf for _, leaf in leaves], treedef, layers
-
-
-def _names(layers: Iterable[Hashable]) -> str:
-    """Returns the layers' names for messages: `[0], [1]['Dense_0']`."""
-    return ", ".join(
-        (jax.tree_util.keystr(layer) or "the whole tree")
-        if isinstance(layer, tuple)
-        else str(layer)
-        for layer in layers
+def _mean_magnitudes(leaves: Sequence[Any], layer: Group, dtype: Any) -> jax.Array:
+    """The mean magnitude of a layer's gradient, [1]; of each in a stack, [size]."""
+    gradients = [leaves[member] for member in layer.members]
+    entries = sum(jnp.size(gradient) for gradient in gradients)
+    if layer.size is None:
+        total = sum(sum_magnitudes(gradient, dtype) for gradient in gradients)
+        return jnp.reshape(total / max(entries, 1), (1,))
+    total = sum(
+        jnp.sum(jnp.abs(gradient), axis=range(1, jnp.ndim(gradient)), dtype=dtype)
+        for gradient in gradients
     )
+    return jnp.asarray(total / max(entries // max(layer.size, 1), 1))
 
 
-def _is_non_negative(x: np.ndarray) -> np.ndarray:
-    return (x >= 0) & (x < np.inf)
-
-
-def _check_number(
-    name: str, value: Any, expected: str, is_valid: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    """Refuses what is no single number, or not as `expected`."""
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    if several or np.ndim(value) > 0:
-        raise ValueError(
-            f"scale_by_mq: {name} must be a single number, got {value}; only "
-            "learning_rate may hold one value per layer."
-        )
-    _check_range(name, value, expected, is_valid)
-
-
-def _check_range(
-    name: str, value: Any, expected: str, is_valid: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    """Refuses entries that are no numbers or not as `expected`; traced ones pass."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
-        return
-    array = np.asarray(value)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (np.floating, np.integer)):
-        raise TypeError(f"scale_by_mq: {name} must be a number, got {value!r}.")
-    if not np.all(is_valid(array)):
-        raise ValueError(f"scale_by_mq: {name} must be {expected}, got {value}.")
+def _scale(
+    leaves: Sequence[Any], groups: Sequence[Group], steps: jax.Array
+) -> list[Any]:
+    """The leaves times the steps [num_layers] of their layers, in their own dtypes."""
+    scaled = list(leaves)
+    first = 0
+    for layer in groups:
+        count = 1 if layer.size is None else layer.size
+        own = steps[first : first + count]
+        first += count
+        for member in layer.members:
+            leaf = leaves[member]
+            ones = (1,) * (jnp.ndim(leaf) - 1)
+            shape = () if layer.size is None else (count, *ones)
+            scaled[member] = (own.reshape(shape) * leaf).astype(jnp.result_type(leaf))
+    return scaled

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from benchmarks import hlo, workloads
-from experiments import cost_measures, costs
+from experiments.costs import experiment as costs
+from experiments.costs import measures as cost_measures
 
 
 def test_smoke_end_to_end(tmp_path, capsys):

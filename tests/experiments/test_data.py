@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import cache, data
+from experiments import data as command
+from experiments.common import cache, data
 
 COUNTS = {"train": 30, "test": 20}
 SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
@@ -128,7 +129,7 @@ import socket, sys
 def refuse(*args, **kwargs): raise AssertionError("opened a connection")
 socket.socket.connect = refuse
 from pathlib import Path
-from experiments import data
+from experiments.common import data
 root = Path({str(tmp_path)!r})
 data.load("cifar10", root / "sets", root / "cache", progress=False)
 assert "tensorflow" not in sys.modules
@@ -485,12 +486,12 @@ def test_validation_split_refuses_empty_parts(fraction):
 
 
 def test_command_line_prints_a_summary(tmp_path, prepared, capsys):
-    data.main(data.Config("cifar10", tmp_path / "sets", tmp_path / "cache"))
+    command.main(command.Config("cifar10", tmp_path / "sets", tmp_path / "cache"))
     printed = capsys.readouterr().out
     assert "30 x 32 x 32 x 3" in printed
     assert "2 to 2" in printed
     with pytest.raises(SystemExit, match="mnist is not prepared"):
-        data.main(data.Config("mnist", tmp_path / "sets", tmp_path / "cache"))
+        command.main(command.Config("mnist", tmp_path / "sets", tmp_path / "cache"))
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import grid
-from experiments.methods import Hyper
+from experiments.common import grid
+from experiments.common.methods import Hyper
 
 
 def test_points_and_runs():

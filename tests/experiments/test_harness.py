@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
-from experiments.harness import Claim, Experiment, Options, Run, execute
+from experiments.common import folders
+from experiments.common.harness import Claim, Experiment, Options, Run, execute
 from pcjax.checkpoints.locks import FolderLock
 
 
@@ -31,6 +31,7 @@ class Counted:
             measure=self.measure,
             plot=lambda results, folder: (folder / "plot.png").write_bytes(b"plot"),
             claims=lambda results: [Claim("sum", "7", str(sum(results["a"])), True)],
+            exact=True,
         )
 
     def part(self, name, value):
@@ -126,7 +127,7 @@ def test_parts_come_back_to_the_bit(tmp_path):
 
 def test_json_has_no_numbers_that_are_not_finite(tmp_path):
     value = {"a": [1.5, np.nan, np.inf], "b": "x", "c": [], "d": {"e": True, 1: None}}
-    harness.write_json(tmp_path / "x.json", harness.plain(value))
+    folders.write_json(tmp_path / "x.json", folders.plain(value))
     text = (tmp_path / "x.json").read_text()
     assert '"a": [ 1.5, null, null ]' in text  # lists of numbers on one line
     assert json.loads(text) == {

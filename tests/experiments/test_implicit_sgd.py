@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import implicit_sgd
-from experiments.implicit_measures import summary
+from experiments.implicit_sgd import experiment as implicit_sgd
+from experiments.implicit_sgd.measures import summary
 
 
 @pytest.fixture(scope="module")

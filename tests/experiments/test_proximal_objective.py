@@ -10,12 +10,23 @@ import optax
 import pytest
 
 import pcjax
-from experiments import methods, proximal_methods, proximal_objective
-from experiments.harness import Run
-from experiments.proximal_objective import BETAS, Config, along_inference, summary
-from experiments.rank_one import normalised_steps, optimizer_steps, own_updates
-from experiments.settings import settings
-from experiments.tasks import Task
+from experiments.common import methods
+from experiments.common.harness import Run
+from experiments.common.settings import settings
+from experiments.common.tasks import Task
+from experiments.proximal_objective import experiment as proximal_objective
+from experiments.proximal_objective import methods as proximal_methods
+from experiments.proximal_objective.experiment import (
+    BETAS,
+    Config,
+    along_inference,
+    summary,
+)
+from experiments.proximal_objective.rank_one import (
+    normalised_steps,
+    optimizer_steps,
+    own_updates,
+)
 from pcjax import training
 from pcjax.theory.proximal import proximal_objective as objective
 from pcjax.training import evaluation

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from experiments import page, reproduce
+from experiments import reproduce
+from experiments.common import page
 
 FIGURES = {
     "costs": {"costs.png"},

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import pcjax
-from experiments import data, runner
-from experiments.harness import Run
-from experiments.methods import Hyper, select
-from experiments.settings import settings
-from experiments.tasks import make_task
+from experiments.common import data, runner, trainer
+from experiments.common.harness import Run
+from experiments.common.methods import Hyper, select
+from experiments.common.settings import settings
+from experiments.common.tasks import make_task
 from pcjax import training
 from pcjax.optimizers import finite
 
@@ -38,8 +38,8 @@ def test_runs_differ_in_seeds_and_rates_as_single_trainings_do(task):
     (method,) = select(["SeqIL-MQ"])
     hyper = Hyper([1e-3, 1e-3, 4e-3], [0.05, 0.1, 0.05])
     keys = jax.random.split(jax.random.key(7), 3)
-    trainer = runner.Trainer(method, task, SMALL, hyper, keys)
-    records = [trainer.epoch() for _ in range(2)]
+    one = trainer.Trainer(method, task, SMALL, hyper, keys)
+    records = [one.epoch() for _ in range(2)]
     for index, run_key in enumerate(keys):
         eps = hyper.step_size[index]
         grad_fn = pcjax.value_and_grad(
@@ -74,10 +74,10 @@ def test_runs_differ_in_seeds_and_rates_as_single_trainings_do(task):
 def test_a_diverged_run_is_reported_and_disturbs_no_other(task):
     (method,) = select(["SeqIL"])
     keys = jnp.stack([jax.random.key(0)] * 2)
-    trainer = runner.Trainer(method, task, SMALL, Hyper([1.0, 1e9], 0.05), keys)
-    alone = runner.Trainer(method, task, SMALL, Hyper(1.0, 0.05), keys[:1])
+    one = trainer.Trainer(method, task, SMALL, Hyper([1.0, 1e9], 0.05), keys)
+    alone = trainer.Trainer(method, task, SMALL, Hyper(1.0, 0.05), keys[:1])
     for _ in range(2):
-        record, single = trainer.epoch(), alone.epoch()
+        record, single = one.epoch(), alone.epoch()
     assert np.isnan(record.train_loss[1])
     assert record.train_loss[0] == pytest.approx(single.train_loss[0], rel=1e-5)
 
@@ -88,9 +88,9 @@ def test_a_diverging_run_stops_and_says_why(task, name):
     keys = jax.random.split(jax.random.key(0), 2)
     usual = method.hyper(SMALL)
     hyper = Hyper([usual.learning_rate, 1e25], [usual.step_size, 1e8])
-    trainer = runner.Trainer(method, task, SMALL, hyper, keys, on_nonfinite="stop")
+    one = trainer.Trainer(method, task, SMALL, hyper, keys, on_nonfinite="stop")
     with pytest.raises(finite.NonFiniteError) as error:
-        trainer.epoch()
+        one.epoch()
     message = str(error.value)
     assert message.startswith(f"{name}, run 2 of 2, epoch 1, training iteration ")
     assert error.value.found.quantity in ("activity", "error", "gradient")
@@ -98,7 +98,7 @@ def test_a_diverging_run_stops_and_says_why(task, name):
     if name == "iPC":  # five steps a batch, of the states that 0 to 4 iterations left
         of_step = error.value.found.quantity == "gradient"
         assert error.value.found.iteration == error.value.step % 5 + of_step
-    weights = jax.tree.leaves(trainer._state.params)
+    weights = jax.tree.leaves(one._state.params)
     assert all(np.all(np.isfinite(leaf)) for leaf in weights)
 
 
@@ -119,13 +119,13 @@ def _poisoned(task):
 def test_the_batch_that_fails_is_found_again(task, name):
     (method,) = select([name])
     keys = jax.random.split(jax.random.key(0), 1)
-    trainer = runner.Trainer(
+    one = trainer.Trainer(
         method, _poisoned(task), SMALL, method.hyper(SMALL), keys, on_nonfinite="stop"
     )
-    order = training.epoch_batches(trainer._state.key[0], 0, 260, 32)
+    order = training.epoch_batches(one._state.key[0], 0, 260, 32)
     [bad] = np.flatnonzero(np.any(np.asarray(order) == 7, axis=1))
     with pytest.raises(finite.NonFiniteError, match=rf"iteration {bad + 1} ") as error:
-        trainer.epoch()
+        one.epoch()
     assert error.value.found.quantity == "input"
 
 
@@ -133,7 +133,8 @@ def test_a_step_that_is_not_finite_can_be_left_out(task, tmp_path):
     methods = select(["SeqIL-MQ", "iPC"])
     keys = jax.random.split(jax.random.key(0), 2)
     arguments = Run(tmp_path, {}), "part", _poisoned(task), methods, SMALL, keys
-    trained = runner.train_methods(*arguments, epochs=4, on_nonfinite="skip")
+    plan = runner.Plan(epochs=4, on_nonfinite="skip")
+    trained = runner.train_methods(*arguments, plan)
     # 256 of 260 images are trained on in an epoch; iPC makes five steps of each batch.
     for name, steps in (("SeqIL-MQ", 1), ("iPC", 5)):
         refused = np.array(trained[name]["refused_steps"])
@@ -143,7 +144,7 @@ def test_a_step_that_is_not_finite_can_be_left_out(task, tmp_path):
 
 
 def test_a_trainer_goes_on_from_its_checkpoint(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     (method,) = select(["SeqIL-Adam"])
     keys = jax.random.split(jax.random.key(1), 2)
     arguments = method, task, SMALL, method.hyper(SMALL), keys
@@ -151,13 +152,13 @@ def test_a_trainer_goes_on_from_its_checkpoint(task, tmp_path, monkeypatch):
     def strip(records):  # arrays compare by their bytes
         return json.dumps([r._replace(seconds=0) for r in records], default=repr)
 
-    whole = runner.Trainer(*arguments)
+    whole = trainer.Trainer(*arguments)
     for _ in range(4):
         whole.epoch()
-    first = runner.Trainer(*arguments, tmp_path)
+    first = trainer.Trainer(*arguments, tmp_path)
     first.epoch(), first.epoch()
     first.close()
-    second = runner.Trainer(*arguments, tmp_path)
+    second = trainer.Trainer(*arguments, tmp_path)
     assert len(second.records) == 2
     second.epoch(), second.epoch()
     second.close()
@@ -170,10 +171,13 @@ SCRIPT = """
 import pathlib
 import sys
 
-from experiments import classification, runner
+from experiments import classification
 
-runner.CHECKPOINT_SECONDS = 0
-classification.EXPERIMENT.sizes["smoke"] = classification.Size(epochs=40, seeds=2)
+from experiments.common import trainer
+from experiments.common.tasks import TrainingSize
+
+trainer.CHECKPOINT_SECONDS = 0
+classification.EXPERIMENT.sizes["smoke"] = TrainingSize(epochs=40, seeds=2)
 out = pathlib.Path(sys.argv[1])
 config = classification.Config(methods=("BP-Adam", "SeqIL-MQ"), out=out)
 classification.main(config)
@@ -254,7 +258,8 @@ def test_curves_are_what_the_records_hold(task, tmp_path):
     run = Run(tmp_path, {})
     methods = select(["BP", "SeqIL-MQ"])
     keys = jax.random.split(jax.random.key(0), 2)
-    trained = runner.train_methods(run, "part", task, methods, SMALL, keys, epochs=3)
+    plan = runner.Plan(epochs=3)
+    trained = runner.train_methods(run, "part", task, methods, SMALL, keys, plan)
     assert list(trained) == ["BP", "SeqIL-MQ"]
     found = trained["SeqIL-MQ"]
     assert np.shape(found["train_loss"]) == np.shape(found["test"]["top1"]) == (3, 2)

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import pcjax
-from experiments import data
-from experiments.methods import METHODS, select
-from experiments.settings import _SETTINGS, settings
-from experiments.tasks import make_task
+from experiments.common import data
+from experiments.common.methods import METHODS, select
+from experiments.common.settings import _SETTINGS, settings
+from experiments.common.tasks import make_task
 
 
 def test_every_method_has_a_rate_everywhere():

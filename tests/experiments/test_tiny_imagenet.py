@@ -20,8 +20,9 @@ import pytest
 import tyro
 from PIL import Image
 
-from experiments import data, tiny_imagenet
-from experiments import tiny_imagenet_files as files
+from experiments.common import data
+from experiments.tiny_imagenet import builder as tiny_imagenet
+from experiments.tiny_imagenet import files
 
 ROOT = "tiny-imagenet-200"
 WNIDS = [f"n{wnid:08d}" for wnid in np.random.default_rng(0).permutation(200)]

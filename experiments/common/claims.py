@@ -1,0 +1,172 @@
+"""Statements beside the paper's, and when there is enough to judge them by.
+
+A statement on trained networks is judged by an effect and its uncertainty: the
+difference of two means over seeds with Welch's 95 % confidence interval,
+
+    d = mean(a) - mean(b),  s^2 = s_a^2 / n_a + s_b^2 / n_b,  d +- t(.975, nu) s
+
+with nu by Welch and Satterthwaite. It is decided if all of the interval is on one side
+of what is claimed, and not decided otherwise.
+"""
+
+import math
+from typing import Any, Final, Literal, NamedTuple
+
+import scipy.stats
+
+from experiments.common.report import array
+
+UNDECIDED: Final = "undecided"
+# True, False: it holds here, or not; None: there is nothing that could hold.
+Verdict = bool | Literal["undecided"] | None
+MARKS: dict[Verdict, str] = {
+    True: "holds",
+    False: "does not hold",
+    UNDECIDED: "not decided",
+    None: "",
+}
+MIN_SEEDS = 3  # with fewer, nothing that depends on chance is judged
+LEVEL = 0.95
+
+
+class Claim(NamedTuple):
+    """A number beside the paper's.
+
+    Attributes:
+      what: what is claimed or measured.
+      paper: the paper's number or words.
+      here: the number found.
+      holds: the verdict, one of `MARKS`.
+    """
+
+    what: str
+    paper: str
+    here: str
+    holds: Verdict = None
+
+
+class Sample(NamedTuple):
+    """What is known of a number over seeds; `std` with ddof = 1."""
+
+    mean: float
+    std: float
+    size: int
+
+
+class Difference(NamedTuple):
+    """A difference of means with its confidence interval and p-value.
+
+    The last three are NaN where fewer than two samples leave no uncertainty to tell.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+    def text(self, unit: str = "", digits: int = 2) -> str:
+        """`+1.20 points, 95 % interval -0.30 to +2.70`."""
+        unit = f" {unit}" if unit else ""
+        mean = f"{self.mean:+.{digits}f}{unit}"
+        if math.isnan(self.low):
+            return f"{mean}, one seed: no interval"
+        ends = (f"{end:+.{digits}f}" for end in (self.low, self.high))
+        return f"{mean}, 95 % interval {' to '.join(ends)}"
+
+
+def sample(values: Any) -> Sample:
+    """Mean and standard deviation of a list."""
+    row = array(values)
+    std = float(row.std(ddof=1)) if row.size > 1 else math.nan
+    return Sample(float(row.mean()), std, row.size)
+
+
+def difference(ours: Any, theirs: Any) -> Difference:
+    """How much larger the mean of ours is; lists of numbers, or a `Sample`."""
+    a, b = (x if isinstance(x, Sample) else sample(x) for x in (ours, theirs))
+    mean = a.mean - b.mean
+    if min(a.size, b.size) < 2:
+        return Difference(mean, math.nan, math.nan, math.nan)
+    parts = [x.std**2 / x.size for x in (a, b)]
+    freedom = _freedom(parts, [a.size, b.size])
+    return _interval(mean, math.sqrt(sum(parts)), freedom)
+
+
+def change(values: Any) -> Difference:
+    """How far the mean of paired differences is from 0."""
+    found = sample(values)
+    if found.size < 2:
+        return Difference(found.mean, math.nan, math.nan, math.nan)
+    error = found.std / math.sqrt(found.size)
+    return _interval(found.mean, error, found.size - 1)
+
+
+def _freedom(parts: list[float], counts: list[int]) -> float:
+    total = sum(parts)
+    if total == 0:
+        return math.inf
+    return total**2 / sum(
+        part**2 / (count - 1) for part, count in zip(parts, counts, strict=True)
+    )
+
+
+def _interval(mean: float, error: float, freedom: float) -> Difference:
+    if math.isnan(mean) or math.isnan(error):  # a network that diverged
+        return Difference(mean, math.nan, math.nan, math.nan)
+    if error == 0:
+        return Difference(mean, mean, mean, float(mean == 0))
+    half = error * float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom))
+    p_value = 2 * float(scipy.stats.t.sf(abs(mean) / error, freedom))
+    return Difference(mean, mean - half, mean + half, p_value)
+
+
+def above(found: Difference, bound: float = 0.0) -> Verdict:
+    """Whether the difference is larger than `bound`."""
+    if found.low > bound:
+        return True
+    return False if found.high <= bound else UNDECIDED
+
+
+def below(found: Difference, bound: float = 0.0) -> Verdict:
+    """Whether the difference is smaller than `bound`."""
+    if found.high < bound:
+        return True
+    return False if found.low >= bound else UNDECIDED
+
+
+def within(found: Difference, margin: float) -> Verdict:
+    """Whether the difference is at most `margin`, either way."""
+    if -margin <= found.low and found.high <= margin:
+        return True
+    return False if found.low > margin or found.high < -margin else UNDECIDED
+
+
+def not_worse(found: Difference, margin: float) -> Verdict:
+    """Whether ours is not below theirs: no more than a margin, and not significantly.
+
+    Not to be significantly worse is no merit of a measurement that could not tell: so
+    the interval must exclude a loss of more than `margin`.
+    """
+    if found.high < 0:
+        return False
+    return True if found.low > -margin else UNDECIDED
+
+
+def all_of(verdicts: Any) -> Verdict:
+    """Holds if all do, fails if one does, and is not decided otherwise."""
+    found = set(verdicts)
+    return False if False in found else True if found == {True} else UNDECIDED
+
+
+def judged(claims: list[Claim], *, exact: bool, preset: str, seeds: int) -> list[Claim]:
+    """The claims, with no verdict where there is nothing to judge by.
+
+    Args:
+      claims: of an experiment.
+      exact: whether they are of counts and zeros, which chance has no part in.
+      preset: of the run; `smoke` only shows that everything runs.
+      seeds: of the run.
+    """
+    if exact or (preset != "smoke" and seeds >= MIN_SEEDS):
+        return claims
+    return [c if c.holds is None else c._replace(holds=UNDECIDED) for c in claims]

@@ -1,0 +1,148 @@
+"""What experiments can be asked for, and what that changes of sizes and settings.
+
+`Options` is for all of them. What only those that train can be asked for is a class of
+one field each: an experiment's `Config` inherits what it can do.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.common import data
+from experiments.common.settings import Settings
+
+Preset = Literal["smoke", "cpu", "paper"]
+# What does not decide the results, so that a run may go on with other values of it.
+NEUTRAL = (
+    "out",
+    "data_dir",
+    "on_nonfinite",
+    "replace",
+    "finished_only",
+    "keep_weights",
+)
+_COUNTS = ("seeds", "epochs", "iterations", "batch_size")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every experiment can be asked for."""
+
+    preset: Preset = "smoke"
+    """smoke: seconds, on digits. cpu: minutes on two cores, on CIFAR-10. paper: the
+    paper's epochs, seeds and grids, for a GPU."""
+    dataset: str | None = None
+    """digits (built in), cifar10, svhn_cropped, tiny_imagenet, ...; by default digits
+    for smoke and cifar10 for the others."""
+    data_dir: Path | None = None
+    """The folder of prepared TFDS data sets; digits needs none."""
+    seeds: int | None = None
+    """Networks trained, each with its own weights and order of data; by default what
+    the preset says."""
+    seed: int = 0
+    """Decides all randomness."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens to a training step that is not finite: the run stops and says what
+    went wrong, or the step is left out. Grids, timings and the measures of Figures 1,
+    2, 8 and 9 have no guard: there such a run shows as NaN."""
+    out: Path | None = None
+    """Where results and figures go; by default out/EXPERIMENT/PRESET-DATASET."""
+    replace: bool = False
+    """Runs anew where the folder holds a finished run, or one of other settings."""
+    finished_only: bool = False
+    """Reports the parts of an interrupted run that are finished, and runs nothing."""
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"{_flag(name)} must be at least 1, got {value}.")
+        refuse_non_positive("learning_rate", getattr(self, "learning_rate", None))
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set that is meant."""
+        return self.dataset or ("digits" if self.preset == "smoke" else "cifar10")
+
+    def load(self) -> data.Dataset:
+        """Loads the data set."""
+        return data.load(self.dataset_name, self.data_dir)
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """For experiments that train by epochs."""
+
+    epochs: int | None = None
+    """Passes over the training set; by default what the preset says."""
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """For experiments that train by iterations."""
+
+    iterations: int | None = None
+    """Training iterations; by default what the preset says."""
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """For experiments that train."""
+
+    batch_size: int | None = None
+    """Examples a training iteration; by default the paper's."""
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """For experiments that train at given rates."""
+
+    learning_rate: float | None = None
+    """The learning rate of all methods named; by default each has the paper's."""
+
+
+@dataclass(frozen=True)
+class KeepWeights:
+    """For experiments whose trained networks may be of use."""
+
+    keep_weights: bool = False
+    """Keeps the trained weights, in OUT/weights/METHOD/SEED; they can be read with
+    pcjax.checkpoints and are params as flax has them."""
+
+
+def refuse_non_positive(name: str, *values: float | None) -> None:
+    """Refuses numbers that are not positive and finite; None is no number.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    for value in values:
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{_flag(name)} must be positive, got {value}.")
+
+
+def resized(size: Any, config: Any) -> Any:
+    """The size with what the command line says in its place, for every net alike."""
+    for name in ("seeds", "epochs", "iterations"):
+        asked = getattr(config, name, None)
+        if asked is not None:
+            old = getattr(size, name)
+            new = (asked,) * len(old) if isinstance(old, tuple) else asked
+            size = dataclasses.replace(size, **{name: new})
+    return size
+
+
+def adapted(settings: Settings, config: Any) -> Settings:
+    """The settings with the batch size and learning rate of the command line."""
+    changes: dict[str, Any] = {}
+    if getattr(config, "batch_size", None) is not None:
+        changes["batch_size"] = config.batch_size
+    if (rate := getattr(config, "learning_rate", None)) is not None:
+        changes["learning_rates"] = dict.fromkeys(settings.learning_rates, rate)
+    return dataclasses.replace(settings, **changes)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,277 @@
+"""What users hand to inference: weights of t, starts and keys; calls un-jitted."""
+
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from pcjax.inference.equilibrium import infer_to_equilibrium
+from tests import problems
+
+F64 = {"dtype": jnp.float64}
+OPTIONS = {"output": pcjax.softmax}
+
+
+def gamma_of(activities, errors, t):
+    return [1.0 + 0.5 * t] * (len(errors) - 1)
+
+
+def decay_of(activities, errors, t):
+    return [0.1 * t] * (len(errors) - 1)
+
+
+def clamp_of(targets, outputs, activity, t):
+    return (targets + 0.1 * t * outputs) / (1 + 0.1 * t)
+
+
+@pytest.mark.parametrize("kind", problems.METHODS)
+def test_weights_and_clamps_may_depend_on_the_iteration(x64, kind):
+    case = problems.dense_case(**F64)
+    method = problems.METHODS[kind](3, 0.1)
+    hooks = {"gamma": gamma_of, "decay": decay_of, "clamp": clamp_of, **OPTIONS}
+    grad_fn = pcjax.value_and_grad(case.network, method, **hooks)
+    (_, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    hidden = pcjax.feedforward(*case[:3])[:-1]
+    count = len(hidden)
+    for t in range(3):
+        hidden = problems.iterate(
+            case,
+            kind,
+            hidden,
+            lambda layer, slope, h: -0.1 * slope,
+            pcjax.softmax,
+            lambda *arrays, t=t: clamp_of(*arrays, t),
+            [1.0 + 0.5 * t] * count,
+            [0.1 * t] * count,
+        )
+    # Three iterations were made when the weights learn.
+    activities = problems.clamped(
+        case, hidden, pcjax.softmax, lambda *arrays: clamp_of(*arrays, 3)
+    )
+    problems.assert_trees_close(info.state.activities, activities, rtol=1e-11)
+    want = pcjax.local_gradients(
+        case.network, case.params, activities, gamma=[2.5] * count, **OPTIONS
+    )
+    problems.assert_trees_close(grads, want, rtol=1e-10, atol=1e-13)
+
+
+def test_a_gamma_of_t_is_refused_where_there_is_no_iteration():
+    case = problems.dense_case()
+    activities = problems.clamped(
+        case, pcjax.feedforward(*case[:3])[:-1], pcjax.softmax, pcjax.full_clamp
+    )
+    with pytest.raises(ValueError, match="gamma depends on the inference iteration t"):
+        pcjax.free_energy(*case[:2], activities, gamma=gamma_of, **OPTIONS)
+
+
+@pytest.mark.parametrize("kind", problems.METHODS)
+def test_inference_goes_on_from_given_activities(x64, kind):
+    case = problems.dense_case(**F64)
+    make = problems.METHODS[kind]
+    whole = pcjax.infer(case.network, make(5, 0.1), *case[1:], **OPTIONS)
+    first = pcjax.infer(case.network, make(2, 0.1), *case[1:], **OPTIONS)
+    hidden = first.state.activities[1:-1]
+    rest = pcjax.infer(case.network, make(3, 0.1), *case[1:], hidden=hidden, **OPTIONS)
+    problems.assert_trees_close(rest.state, whole.state, rtol=1e-9, atol=1e-12)
+    problems.assert_trees_close(rest.initial, first.state, rtol=1e-9, atol=1e-12)
+    grad_fn = pcjax.value_and_grad(case.network, make(3, 0.1), **OPTIONS)
+    (_, info), grads = grad_fn(*case[1:], hidden=hidden)
+    want = pcjax.value_and_grad(case.network, make(5, 0.1), **OPTIONS)(*case[1:])
+    problems.assert_trees_close(grads, want[1], rtol=1e-9, atol=1e-12)
+    # The loss is that of the feed-forward outputs all the same.
+    np.testing.assert_allclose(info.loss, want[0][1].loss)
+    found = infer_to_equilibrium(
+        case.network, make(2000, 0.1), *case[1:], hidden=hidden, **OPTIONS
+    )
+    alone = infer_to_equilibrium(case.network, make(2000, 0.1), *case[1:], **OPTIONS)
+    problems.assert_trees_close(
+        found.state.activities, alone.state.activities, rtol=1e-5, atol=1e-6
+    )
+    assert (found.num_steps < alone.num_steps).all()
+
+
+def test_starts_that_do_not_fit_are_refused():
+    case = problems.dense_case()
+    method = pcjax.sequential(1, 0.1)
+    hidden = pcjax.feedforward(*case[:3])[:-1]
+    for bad, message in (
+        (hidden[:-1], "infer: hidden must hold the activities h_1 to h_.*got"),
+        ([h[:2] for h in hidden], "infer: hidden must hold .*got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pcjax.infer(case.network, method, *case[1:], hidden=bad)
+    integers = [jnp.ones(h.shape, int) for h in hidden]
+    with pytest.raises(TypeError, match=r"infer: hidden\[0\] must be floats"):
+        pcjax.infer(case.network, method, *case[1:], hidden=integers)
+    grad_fn = pcjax.value_and_grad(case.network, method)
+    for key in (0, jax.random.split(jax.random.key(0), 3), jnp.zeros(2, jnp.uint32)):
+        with pytest.raises(TypeError, match="value_and_grad: key must be a single"):
+            grad_fn(*case[1:], key=key)
+
+
+def noise_moves(case, seed_key=None, **options):
+    """What a transform that only draws noise adds to the hidden activities."""
+    noise = optax.add_noise(1.0, 0.0, key=jax.random.key(1))
+    method = pcjax.sequential(2, optimizer=optax.chain(optax.scale(0.0), noise))
+    found = pcjax.infer(case.network, method, *case[1:], **options)
+    shifts = [
+        b - a
+        for a, b in zip(
+            found.initial.activities[1:-1], found.state.activities[1:-1], strict=True
+        )
+    ]
+    return [np.asarray(shift) for shift in shifts]
+
+
+def correlation(a, b):
+    return abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1])
+
+
+def test_noise_differs_between_examples_layers_and_calls():
+    case = problems.dense_case([6, 40, 40, 4], batch=60)
+    first = noise_moves(case)
+    other = noise_moves(case._replace(inputs=case.inputs + 1))
+    assert correlation(first[0][0], first[0][1]) < 0.5
+    assert correlation(first[0], first[1]) < 0.1
+    assert correlation(first[0], other[0]) < 0.1
+    # Two iterations of independent noise of variance 1.
+    assert abs(np.std(first[0]) ** 2 - 2) < 0.2
+    # Pure: the same call draws the same, and every key draws otherwise.
+    again, *keyed = (
+        noise_moves(case, **options)
+        for options in ({}, {"key": jax.random.key(5)}, {"key": jax.random.key(6)})
+    )
+    np.testing.assert_array_equal(first[0], again[0])
+    assert correlation(keyed[0][0], keyed[1][0]) < 0.1
+    assert correlation(keyed[0][0], first[0]) < 0.1
+
+
+def test_keys_are_of_each_example_not_of_its_place_in_the_batch():
+    case = problems.dense_case([6, 10, 4], batch=6)
+    whole = noise_moves(case)[0]
+    part = case._replace(inputs=case.inputs[2:4], targets=case.targets[2:4])
+    np.testing.assert_allclose(noise_moves(part)[0], whole[2:4], atol=1e-6)
+
+
+def test_a_method_of_ones_own_may_ask_for_keys():
+    case = problems.dense_case([6, 10, 4], batch=6)
+    seen = []
+
+    def init(hidden, keys):
+        seen.append((len(hidden), keys.shape))
+        return keys
+
+    def step(t, state, gradient, keys):
+        slopes = [gradient(i + 1, state.errors) for i in range(1)]
+        draw = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, t), (10,)))
+        return tuple(-0.1 * slope + draw(keys) for slope in slopes), keys
+
+    method = pcjax.Method(2, init, step, random=True)
+    found = pcjax.infer(case.network, method, *case[1:], key=jax.random.key(0))
+    assert seen[0] == (1, (6,))
+    plain = pcjax.infer(case.network, pcjax.simultaneous(2, 0.1), *case[1:])
+    assert correlation(found.state.errors[0], plain.state.errors[0]) < 0.9
+
+
+def calls():
+    """Un-jitted calls of everything that loops."""
+    case = problems.dense_case()
+    method, tx = pcjax.sequential(3, 0.1), optax.sgd(0.1)
+    grad_fn = pcjax.value_and_grad(case.network, method, **OPTIONS)
+    update = pcjax.incremental(case.network, method, tx, **OPTIONS)
+    state = tx.init(case.params)
+    return {
+        "infer": lambda: pcjax.infer(
+            case.network,
+            pcjax.sequential(3, 0.1),
+            *case[1:],
+            clamp=pcjax.soft_clamp(0.1),
+            gamma=[1.0, 2.0, 1.0],
+            **OPTIONS,
+        ),
+        "grad_fn": lambda: grad_fn(*case[1:]),
+        "incremental": lambda: update(case.params, state, *case[2:]),
+        "infer_to_equilibrium": lambda: infer_to_equilibrium(
+            case.network, method, *case[1:], **OPTIONS
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+def test_a_second_call_without_jit_compiles_nothing(name):
+    call = calls()[name]
+    before = len(problems._compiled)
+    jax.block_until_ready(call())
+    assert len(problems._compiled) - before <= 3
+    with problems.compilations(0):
+        jax.block_until_ready(call())
+
+
+def test_calls_without_jit_keep_no_memory():
+    every = calls()
+    for call in every.values():
+        jax.block_until_ready(call())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(200):
+        jax.block_until_ready(every["infer"]())
+        jax.block_until_ready(every["grad_fn"]())
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 20_000  # kilobytes; 3 MB a call once were
+
+
+def test_different_methods_are_not_taken_for_each_other():
+    case = problems.dense_case()
+    results = [
+        pcjax.infer(case.network, method, *case[1:]).state.activities[1]
+        for method in (
+            pcjax.sequential(2, 0.1),
+            pcjax.simultaneous(2, 0.1),
+            pcjax.sequential(2, 0.2),
+            pcjax.sequential(2, optimizer=optax.sgd(0.3)),
+            pcjax.sequential(3, 0.1),
+        )
+    ]
+    for index, one in enumerate(results):
+        for other in results[:index]:
+            assert not np.array_equal(one, other)
+    assert pcjax.sequential(2, 0.1) == pcjax.sequential(2, 0.1)
+    assert pcjax.sequential(2, 0.1) != pcjax.simultaneous(2, 0.1)
+
+
+def test_the_final_state_is_what_infer_gives():
+    case = problems.dense_case()
+    method = pcjax.sequential(2, 0.1)
+    (_, info), _ = pcjax.value_and_grad(case.network, method, **OPTIONS)(*case[1:])
+    found = pcjax.infer(case.network, method, *case[1:], **OPTIONS)
+    problems.assert_trees_close(info.state, found.state, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", problems.METHODS)
+def test_hypergradients_go_through_the_whole_of_inference(x64, kind):
+    # The derivative of the inferred activities by weights, inputs and step size.
+    case = problems.network_case("conv", **F64)
+    tanh = problems.dense_case(activation=jax.nn.gelu, **F64)
+    for chosen in (case, tanh):
+        grad = jax.random.normal(jax.random.key(0), chosen.targets.shape)
+
+        def value(scale, eps, chosen=chosen, grad=grad):
+            params = jax.tree.map(lambda p: p * scale, chosen.params)
+            method = problems.METHODS[kind](3, eps)
+            state = pcjax.infer(
+                chosen.network, method, params, chosen.inputs * scale, chosen.targets
+            ).state
+            return sum(jnp.sum(e**2) for e in state.errors) + jnp.sum(
+                grad * state.predictions[-1]
+            )
+
+        found = jax.grad(value, (0, 1))(1.0, 0.1)
+        h = 1e-5
+        want = (
+            (value(1 + h, 0.1) - value(1 - h, 0.1)) / (2 * h),
+            (value(1.0, 0.1 + h) - value(1.0, 0.1 - h)) / (2 * h),
+        )
+        np.testing.assert_allclose(found, want, rtol=1e-6)
