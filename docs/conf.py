@@ -86,7 +86,7 @@ def skip_fields(app, what, name, member, skip, options):
 
 
 def as_written(app, what, name, obj, options, signature, returns):
-    """The signature as the source has it: names of types and defaults, no values.
+    """The signature as in the source: names of types and defaults, not their values.
 
     Of a NamedTuple these are its fields.
     """

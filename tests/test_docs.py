@@ -132,6 +132,15 @@ def test_files_that_are_named_are_there(page):
     assert not [name for name in missing if not name.startswith(made)]
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_modules_that_are_named_are_there(page):
+    pattern = r"(?:python -m |`)((?:experiments|benchmarks)(?:\.[a-z_]+)+)"
+    names = re.findall(pattern, page.read_text())
+    for name in names:
+        path = ROOT / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_page_stands_in_the_table_of_contents(page):
     index = (ROOT / "docs" / "index.md").read_text()
