@@ -304,8 +304,7 @@ def test_boxed_params_are_applied_with_and_without_their_boxes():
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 def test_keys_are_typed_or_not(make_key):
     linen = pcjax.from_linen(nn.Dense(3))
-    layer = pcjax.from_nnx(lambda rngs: nnx.Linear(6, 3, rngs=rngs))
-    for layer in (linen, layer):
+    for layer in (linen, pcjax.from_nnx(lambda rngs: nnx.Linear(6, 3, rngs=rngs))):
         params, typed = (
             layer.init(key, INPUTS) for key in (make_key(3), jax.random.key(3))
         )

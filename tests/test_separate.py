@@ -44,19 +44,19 @@ MIXING = {
 
 @pytest.mark.parametrize("name", MIXING)
 def test_layers_that_mix_are_named(name):
-    with pytest.raises(ValueError, match="layer 1 mixes .* depends on the others"):
+    with pytest.raises(ValueError, match=r"layer 1 mixes .* depends on the others"):
         _check(MIXING[name])
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (1, 0), (0, 4), (4, 0), (1, 3), (3, 2)])
 def test_a_single_pair_is_found(pair):
     one, other = pair
-    with pytest.raises(ValueError, match="layer 1 mixes .* depends on the others"):
+    with pytest.raises(ValueError, match=r"layer 1 mixes .* depends on the others"):
         _check(lambda x: x.at[one].add(0.1 * x[other]))
 
 
 def test_the_batch_size_is_found():
-    with pytest.raises(ValueError, match="layer 1 mixes .* on how many there are"):
+    with pytest.raises(ValueError, match=r"layer 1 mixes .* on how many there are"):
         _check(lambda x: x / x.shape[0])
 
 

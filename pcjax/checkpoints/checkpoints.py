@@ -275,8 +275,8 @@ def _open(folder: str | Path) -> tuple[Path, FolderLock]:
     """Makes a folder, if it is not there, and locks it."""
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(folder)):
         raise ValueError(
-            f"Checkpoints: folder must be a path of this machine's files, got {folder}; "
-            "mount the bucket, or copy the folder when the run has ended."
+            f"Checkpoints: folder must be a path of this machine's files, got "
+            f"{folder}; mount the bucket, or copy the folder when the run has ended."
         )
     path = Path(folder)
     try:

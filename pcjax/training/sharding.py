@@ -9,9 +9,10 @@ device and on many. A mesh has up to three axes, and every array is split by the
     model   the features of wide layers: weights, gradients and optimizer state
 
 `make_mesh` makes such a mesh. One of `jax.make_mesh`, whose axes are explicit by
-default, serves as well, but for a `seeds` axis. What is split over no axis is replicated. Inference moves every example by its own
-energy, so over `batch` it needs no communication, whatever the number of iterations;
-the mean gradient is all that has to be added up.
+default, serves as well, but for a `seeds` axis. What is split over no axis is
+replicated. Inference moves every example by its own energy, so over `batch` it needs no
+communication, whatever the number of iterations; the mean gradient is all that has to
+be added up.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,8 +130,8 @@ def state_shardings(mesh: Mesh, state: Any, split: Split = replicated) -> Any:
         raise ValueError(
             "state_shardings: the mesh has an explicit axis 'seeds', over which "
             "jax.vmap cannot tell how to split the examples that it gathers; expected "
-            "automatic axes, those of pcjax.sharding.make_mesh or of jax.make_mesh(..., "
-            "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes)."
+            "automatic axes, those of pcjax.sharding.make_mesh or of jax.make_mesh with "
+            "axis_types=(jax.sharding.AxisType.Auto,) * the number of axes."
         )
 
     def sharding(path, leaf):
