@@ -350,7 +350,7 @@ LOSS_TAKERS = {
 def test_the_loss_is_passed_on(name, guarded, data):
     tx = LOSS_TAKERS[name]()
     used = finite.guard(tx) if guarded else tx
-    trained, metrics = jax.jit(_epoch(used))(_state(used), data)
+    trained, _ = jax.jit(_epoch(used))(_state(used), data)
     state = _state(tx)
     params, opt_state = state.params, state.opt_state
     grad_fn, update = jax.jit(_grad_fn()), jax.jit(tx.update)

@@ -130,8 +130,8 @@ def state_shardings(mesh: Mesh, state: Any, split: Split = replicated) -> Any:
         raise ValueError(
             "state_shardings: the mesh has an explicit axis 'seeds', over which "
             "jax.vmap cannot tell how to split the examples that it gathers; expected "
-            "automatic axes, those of pcjax.sharding.make_mesh or of jax.make_mesh with "
-            "axis_types=(jax.sharding.AxisType.Auto,) * the number of axes."
+            "automatic ones, of pcjax.sharding.make_mesh or of jax.make_mesh(..., "
+            "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes)."
         )
 
     def sharding(path, leaf):
