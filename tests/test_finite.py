@@ -191,6 +191,91 @@ def test_rising_energy_is_visible():
         assert least <= np.mean(info.rising) <= most
 
 
+# Derivatives through a step
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "mq"])
+def test_derivatives_are_those_of_the_steps_that_were_taken(name, poisoned, x64):
+    """By rate, start and gradient, against the optimizer without a guard."""
+    make = {"sgd": optax.sgd, "mq": pcjax.mq}[name]
+    rng = np.random.default_rng(0)
+    start, scales = jnp.asarray(rng.normal(size=(2, 6)))
+
+    def after(wrap, rate, start, scales, leave_out):
+        tx = wrap(make(rate))
+        params, state = {"w": start}, tx.init({"w": start})
+        for index in range(3):
+            gradients = {"w": scales * params["w"] ** 2 * (index + 1)}
+            if index == 1 and leave_out:
+                continue
+            if index == 1 and poisoned:
+                gradients["w"] = gradients["w"].at[0].set(jnp.nan)
+            params, state = finite.descend(tx, gradients, state, params)
+        return jnp.sum(params["w"] ** 3)
+
+    def derivatives(wrap, leave_out):
+        return jax.grad(lambda *a: after(wrap, *a, leave_out), argnums=(0, 1))(
+            0.1, start, scales
+        )
+
+    expected = derivatives(lambda tx: tx, poisoned)
+    found = derivatives(lambda tx: finite.guard(tx, "skip"), False)
+    for have, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-12)
+        assert np.max(np.abs(want)) > 1e-3
+
+
+def test_noise_with_a_seed_goes_on_after_a_refused_step():
+    """A typed random key is in the state, kept by a refusal and drawn from once."""
+    noise = optax.add_noise(1.0, 0.0, key=jax.random.key(1))
+    tx = finite.guard(optax.chain(noise, optax.sgd(1.0)), "skip")
+    params = {"w": jnp.zeros(3)}
+    state, moves = tx.init(params), []
+    for gradient in (0.0, jnp.nan, 0.0, 0.0):
+        gradients = {"w": jnp.full(3, gradient)}
+        new, state = jax.jit(tx.step)(gradients, state, params)
+        moves.append(np.asarray(new["w"] - params["w"]))
+        params = new
+    plain, inner = optax.chain(noise, optax.sgd(1.0)), None
+    inner = plain.init(params)
+    for move in (moves[0], moves[2], moves[3]):
+        updates, inner = plain.update({"w": jnp.zeros(3)}, inner)
+        np.testing.assert_allclose(move, updates["w"], rtol=1e-5, atol=1e-6)
+    assert np.all(moves[1] == 0)
+
+
+# What is too large
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "fits"),
+    [
+        # Squares are taken in float32 at least: 1000^2 is no float16.
+        (jnp.float16, 1000.0, True),
+        (jnp.float16, np.inf, False),
+        (jnp.bfloat16, 1e18, True),
+        (jnp.bfloat16, 1e20, False),
+        (jnp.float32, 1.8e19, True),
+        (jnp.float32, 1.9e19, False),
+        (jnp.float64, 1e150, True),
+        (jnp.float64, 1e155, False),
+    ],
+)
+def test_what_the_guard_takes_for_too_large(dtype, value, fits, x64):
+    assert finite.fits(jnp.array([0.0, -value], dtype)) == fits
+
+
+def test_the_first_of_several_refused_steps_is_named():
+    params = {"w": jnp.ones(2)}
+    state = finite.guard(optax.sgd(0.1)).init(params)
+    several = state._replace(first_refused=np.array([7, -1, 3, 5]))
+    with pytest.raises(finite.NonFiniteError, match="step 3 was refused") as error:
+        finite.raise_if_refused((several, state))
+    assert error.value.step == 3
+    finite.raise_if_refused((state, state))
+
+
 # Diagnosis
 
 
@@ -331,3 +416,55 @@ def test_diagnosis_of_moving_weights_needs_an_optimizer():
     params, inputs, targets = _problem()
     with pytest.raises(ValueError, match="weights_move needs the method and tx"):
         _diagnose("iPC", params, inputs, targets)
+
+
+def test_the_last_iteration_of_inference_is_replayed():
+    params, inputs, targets = _problem()
+    # As above, where more iterations follow.
+    for method, last in ((pcjax.simultaneous, 2), (pcjax.sequential, 1)):
+        found = diagnosis.diagnose(
+            NETWORK, method(last, 1e25), params, inputs, targets, **OPTIONS
+        )
+        assert (found.quantity, found.iteration) == ("activity", last)
+
+
+def test_of_moving_weights_one_iteration_of_inference_is_replayed():
+    """Later states are those of other weights, of which only gradients are seen."""
+    params, inputs, targets = _problem()
+    found = diagnosis.diagnose(
+        NETWORK,
+        pcjax.simultaneous(4, 1e25),
+        params,
+        inputs,
+        targets,
+        **OPTIONS,
+        **_sgd(params),
+        weights_move=True,
+    )
+    assert found.quantity == "gradient"
+    assert found.iteration >= 2
+
+
+def test_the_learning_clamp_is_that_of_training():
+    params, inputs, targets = _problem()
+
+    def clamp(targets, outputs, activity):
+        return jnp.full_like(targets, jnp.inf)
+
+    arguments = NETWORK, SEQUENTIAL, params, inputs, targets
+    found = diagnosis.diagnose(*arguments, **OPTIONS, learning_clamp=clamp)
+    assert (found.quantity, found.layers) == ("gradient", (2,))
+    assert diagnosis.diagnose(*arguments, **OPTIONS) is None
+
+
+@pytest.mark.parametrize("rule", ["BP", "SeqIL"])
+def test_an_optimizer_that_asks_for_the_loss_is_given_it(rule):
+    params, inputs, targets = _problem()
+    tx = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
+    state = tx.init(params)
+    options = {**OPTIONS, "tx": tx}
+    found = _diagnose(rule, params, inputs, targets, **options, opt_state=state)
+    assert found is None
+    bad = (*state[:-1], state[-1]._replace(scale=jnp.array(jnp.nan)))
+    found = _diagnose(rule, params, inputs, targets, **options, opt_state=bad)
+    assert found.leaves == ("[1].scale",)

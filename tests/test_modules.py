@@ -1,5 +1,6 @@
 """flax modules as layers."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -154,3 +155,157 @@ def test_linen_dropout_that_is_switched_off_is_a_layer():
 def test_nnx_modules_with_state_or_keys_are_refused(build, message):
     with pytest.raises(ValueError, match=f"from_nnx: {message}"):
         pcjax.from_nnx(build)
+
+
+# Constant arrays, and what is no single array
+
+
+class Encoded(nnx.Module):
+    """Adds a constant that `make` makes of the random keys."""
+
+    def __init__(self, make, rngs):
+        self.inner = nnx.List([nnx.Linear(6, 5, rngs=rngs)])
+        self.positions = make(rngs)
+
+    def __call__(self, x):
+        return self.inner[0](x + jnp.asarray(self.positions)[None])
+
+
+CONSTANT = np.linspace(0, 1, 6, dtype=np.float32)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize("make", [jnp.asarray, np.array], ids=["jax", "numpy"])
+def test_nnx_constants_are_kept_and_are_no_params(make, ready):
+    module = Encoded(lambda rngs: make(CONSTANT), nnx.Rngs(3))
+    layer = pcjax.from_nnx(
+        module
+        if ready
+        else lambda rngs: Encoded(lambda rngs: make(CONSTANT) + 0.0, rngs)
+    )
+    params = layer.init(jax.random.key(0), INPUTS)
+    assert [x.shape for x in jax.tree.leaves(params)] == [(5,), (6, 5)]
+    inner = params["inner"][0]
+    expected = (np.asarray(INPUTS) + CONSTANT) @ inner["kernel"] + inner["bias"]
+    np.testing.assert_allclose(layer.apply(params, INPUTS), expected, atol=1e-5)
+    other = layer.init(jax.random.key(1), INPUTS)["inner"][0]["kernel"]
+    assert np.array_equal(other, inner["kernel"]) == ready
+
+
+def test_nnx_constants_drawn_by_the_key_are_refused():
+    def make(rngs):
+        return jax.random.normal(rngs.params(), (6,))
+
+    with pytest.raises(ValueError, match=r"from_nnx: Encoded draws .*'positions'"):
+        pcjax.from_nnx(lambda rngs: Encoded(make, rngs))
+
+
+def test_nnx_variables_that_are_no_params_are_named():
+    with pytest.raises(ValueError, match=r"type \['Variable'\] .*\(positions\)"):
+        pcjax.from_nnx(Encoded(lambda rngs: nnx.Variable(CONSTANT), nnx.Rngs(0)))
+
+
+def test_linen_constants_are_kept():
+    class Scaled(nn.Module):
+        scale: jax.Array
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(x * self.scale[None])
+
+    layer = pcjax.from_linen(Scaled(jnp.asarray(CONSTANT)))
+    params = layer.init(jax.random.key(0), INPUTS)
+    expected = (np.asarray(INPUTS) * CONSTANT) @ params["Dense_0"]["kernel"]
+    np.testing.assert_allclose(layer.apply(params, INPUTS), expected, atol=1e-5)
+
+
+class Returns(nn.Module):
+    """Returns what a function makes of a prediction."""
+
+    function: object
+
+    @nn.compact
+    def __call__(self, x):
+        return self.function(nn.Dense(4)(x))
+
+
+class NnxReturns(nnx.Module):
+    def __init__(self, function, rngs):
+        self.inner, self.function = nnx.Linear(6, 4, rngs=rngs), function
+
+    def __call__(self, x):
+        return self.function(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda p: (p, p), "returns a tuple, but a layer must return one array"),
+        (lambda p: {"p": p}, "returns a dict, but a layer"),
+        (lambda p: p.sum(0), r"returns shape \(4,\) for \(5, 6\), but a layer"),
+        (lambda p: p.sum(), r"returns shape \(\) for"),
+        (lambda p: p.T, r"returns shape \(4, 5\) for \(5, 6\)"),
+    ],
+    ids=["tuple", "dict", "sum", "scalar", "transposed"],
+)
+@pytest.mark.parametrize("kind", ["from_linen: Returns", "from_nnx: NnxReturns"])
+def test_what_is_no_prediction_is_refused_with_the_layer_named(kind, function, message):
+    if "linen" in kind:
+        layer = pcjax.from_linen(Returns(function))
+    else:
+        layer = pcjax.from_nnx(lambda rngs: NnxReturns(function, rngs))
+    network = pcjax.Network((pcjax.dense(6), layer))
+    with pytest.raises(ValueError, match=f"layer 1 .*{kind} {message}"):
+        network.init(jax.random.key(0), INPUTS)
+
+
+# Trees of parameters as flax makes them
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_frozen_params_are_params(kind):
+    layer = (
+        pcjax.from_linen(nn.Dense(4))
+        if kind == "linen"
+        else pcjax.from_nnx(lambda rngs: nnx.Linear(6, 4, rngs=rngs))
+    )
+    case = problems.make(pcjax.Network((layer, pcjax.dense(4))), (6,))
+    frozen = (flax.core.freeze(case.params[0]), case.params[1])
+    grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(2, 0.1))
+    grads, expected = (
+        grad_fn(params, case.inputs, case.targets)[1]
+        for params in (frozen, case.params)
+    )
+    assert jax.tree.structure(grads) == jax.tree.structure(frozen)
+    for have, want in zip(*map(jax.tree.leaves, (grads, expected)), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-6)
+
+
+def test_boxed_params_are_applied_with_and_without_their_boxes():
+    kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    layer = pcjax.from_linen(nn.Dense(4, kernel_init=kernel))
+    network = pcjax.Network((layer, pcjax.dense(4)))
+    boxed = network.init(jax.random.key(0), INPUTS)
+    assert nn.get_partition_spec(boxed[0])["kernel"] == jax.P(None, "model")
+    plain = (nn.meta.unbox(boxed[0]), boxed[1])
+    expected = np.asarray(INPUTS) @ plain[0]["kernel"] + plain[0]["bias"]
+    for theta in (boxed[0], plain[0]):
+        np.testing.assert_allclose(layer.apply(theta, INPUTS), expected, atol=1e-6)
+    grad_fn = pcjax.value_and_grad(network, pcjax.sequential(2, 0.1))
+    twin = pcjax.Network((pcjax.from_linen(nn.Dense(4)), pcjax.dense(4)))
+    expected_fn = pcjax.value_and_grad(twin, pcjax.sequential(2, 0.1))
+    targets = jnp.ones((5, 4))
+    _, grads = grad_fn(boxed, INPUTS, targets)
+    _, expected = expected_fn(plain, INPUTS, targets)
+    assert jax.tree.structure(grads) == jax.tree.structure(boxed)
+    problems.assert_trees_close(nn.meta.unbox(grads), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_keys_are_typed_or_not(make_key):
+    linen = pcjax.from_linen(nn.Dense(3))
+    for layer in (linen, pcjax.from_nnx(lambda rngs: nnx.Linear(6, 3, rngs=rngs))):
+        params, typed = (
+            layer.init(key, INPUTS) for key in (make_key(3), jax.random.key(3))
+        )
+        problems.assert_trees_close(params, typed)

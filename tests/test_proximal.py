@@ -19,6 +19,7 @@ from pcjax.optimizers.normalised import (
 )
 from pcjax.theory.newton import newton_step
 from pcjax.theory.proximal import (
+    Step,
     batch_loss,
     compare,
     example_loss,
@@ -470,3 +471,124 @@ def test_bad_input_is_refused():
     conv = problems.network_case("conv", dtype=jnp.float64)
     with pytest.raises(ValueError, match="expected dense layers"):
         inference_step(conv.network, conv.params, settled(conv), 1.0)
+
+
+# What is handed through
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_without_a_bias_no_weight_has_its_constant(name):
+    """Each of gamma, decay and clamp with the norms of a network without biases."""
+    rng = np.random.default_rng(0)
+    activities = [jnp.asarray(rng.normal(size=(3, n))) for n in SIZES]
+    errors = [jnp.asarray(rng.normal(size=(3, n))) for n in SIZES[1:]]
+    f = [np.asarray(activities[0]), *map(np.tanh, map(np.asarray, activities[1:3]))]
+    norms = [np.sum(v**2, 1) for v in f]
+    beta = 0.7
+    found = WEIGHTS[name](NETWORK, lambda norm: 1 / norm, beta, bias=False)
+    alphas = [1 / norm for norm in norms]
+    gamma = alphas  # alpha, and also alpha^2 ||f||^2
+    output = alphas[2] * (1 / beta + norms[2]) - 1
+    if name == "printed":
+        gamma = [*alphas[:2], output]
+    np.testing.assert_allclose(found.gamma(activities, errors), gamma, rtol=1e-12)
+    sign = -1 if name == "corrected" else 1
+    decay = [
+        sign * alpha**2 * np.sum(np.asarray(error) ** 2, 1)
+        for alpha, error in zip(alphas[1:], errors[1:], strict=True)
+    ]
+    np.testing.assert_allclose(found.decay(activities, errors), decay, rtol=1e-12)
+    y, p = rng.normal(size=(2, 3, 2))
+    np.testing.assert_allclose(
+        found.clamp(jnp.asarray(y), jnp.asarray(p), activities[2]),
+        (y + output[:, None] * p) / (1 + output[:, None]),
+        rtol=1e-12,
+    )
+
+
+def test_steps_without_a_bias_have_the_norms_without_it():
+    case = case64(batch=2)
+    activities = settled(case)
+    h = [np.asarray(x) for x in activities]
+    f = [h[0], np.tanh(h[1]), np.tanh(h[2])]
+    errors = pcjax.prediction_errors(NETWORK, case.params, activities)
+    step = inference_step(
+        NETWORK, case.params, activities, normalised_step_size, bias=False
+    )
+    gamma = normalised_weights(NETWORK, bias=False)
+    grads = pcjax.local_gradients(NETWORK, case.params, activities, gamma=gamma)
+    for layer in range(3):
+        e = np.asarray(errors[layer]) / np.sum(f[layer] ** 2, 1, keepdims=True) / 2
+        expected = f[layer].T @ e
+        np.testing.assert_allclose(step[layer]["kernel"], expected, rtol=1e-10)
+        np.testing.assert_allclose(grads[layer]["kernel"], -expected, rtol=1e-10)
+
+
+def test_the_output_of_an_inference_step_is_that_of_the_network():
+    case = case64(batch=2)
+    activities = settled(case)
+    found = inference_step(NETWORK, case.params, activities, 2.0, output=pcjax.softmax)
+    (*_, below, top), last = activities, case.params[-1]
+    f = np.tanh(np.asarray(below))
+    logits = f @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
+    link = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    e = 2.0 * (np.asarray(top) - link) / 2
+    np.testing.assert_allclose(found[-1]["kernel"], f.T @ e, rtol=1e-10)
+
+
+def test_the_output_of_a_loss_is_that_of_the_network():
+    case = case64(batch=3)
+    logits = np.asarray(NETWORK.apply(case.params, case.inputs))
+    t = np.asarray(case.targets)
+    each = np.log(np.exp(logits).sum(1)) * t.sum(1) - np.sum(t * logits, 1)
+    options = {"output": pcjax.softmax}
+    found = batch_loss(NETWORK, case.inputs, case.targets, **options)(case.params)
+    np.testing.assert_allclose(found, each.mean(), rtol=1e-12)
+    one = example_loss(NETWORK, case.inputs[:1], case.targets[:1], **options)
+    np.testing.assert_allclose(one(case.params), each[0], rtol=1e-12)
+    losses = []
+
+    def step(loss_fn, params):
+        losses.append(loss_fn(params))
+        zero = jnp.zeros(())
+        return Step(params, losses[-1], zero > 0, zero)
+
+    found = mean_over_examples(step, NETWORK, *case[1:], **options)
+    np.testing.assert_allclose(found.residual, each, rtol=1e-12)
+    problems.assert_trees_close(found.update, case.params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [proximal_step, newton_step])
+def test_a_traced_beta_of_zero_is_no_step(solver):
+    found = jax.jit(lambda beta: solver(lambda x: x**2 / 2, jnp.array(3.0), beta))(0.0)
+    assert np.isnan(found.update)
+    assert not found.converged
+
+
+@pytest.mark.parametrize("solver", [proximal_step, newton_step])
+def test_tolerances_that_are_none_are_refused(solver):
+    for tolerance in (-1e-9, np.nan, np.inf):
+        with pytest.raises(ValueError, match="tolerance must be >= 0 and finite, got"):
+            solver(lambda x: x**2 / 2, jnp.array(3.0), 1.0, tolerance=tolerance)
+
+
+def test_a_newton_step_stops_where_it_is_told():
+    """Few steps of conjugate gradients leave a residual that `converged` judges."""
+    theta, beta = {"a": jnp.arange(1.0, 7), "b": jnp.array(2.0)}, 100.0
+    residuals = []
+    for steps in (1, 3, 100):
+        found = newton_step(quadratic, theta, beta, tolerance=1e-6, max_steps=steps)
+        residuals.append(float(found.residual))
+        assert found.converged == (found.residual <= 1e-6)
+        assert found.num_steps == -1
+    assert min(residuals[:2]) > 1e-6 > residuals[2]
+    # No more is solved than was asked for.
+    rough = newton_step(quadratic, theta, beta, tolerance=0.1)
+    assert residuals[2] < rough.residual <= 0.1
+
+
+def test_a_relative_residual_of_nothing_is_absolute():
+    for solver in (proximal_step, newton_step):
+        found = solver(lambda x: x**2 / 2, jnp.array(0.0), 1.0)
+        assert found.converged
+        assert found.update == found.residual == 0

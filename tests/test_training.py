@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import pcjax
 from pcjax import training
+from pcjax.optimizers import finite
 from pcjax.training import evaluation
 from tests.problems import compilations
 
@@ -16,6 +18,7 @@ IMAGES = RANDOM.integers(0, 256, (50, 3, 2, 1), dtype=np.uint8)
 LABELS = RANDOM.integers(0, 4, 50)
 NETWORK = pcjax.mlp([6, 8, 4])
 BATCH = 8
+INPUTS = jnp.ones((1, 6))
 
 
 def _grad_fn(step_size=0.1):
@@ -232,3 +235,229 @@ def test_bad_batch_size(data, batch_size):
     epoch = training.make_epoch(update, training.classification(4), batch_size)
     with pytest.raises(ValueError, match=f"50 examples hold no batch of {batch_size}"):
         epoch(_state(optax.sgd(0.1)), data)
+
+
+# Numbers of half precision
+
+
+def _half_precision(dtype, outputs):
+    """A network whose logits [B, outputs] are the inputs themselves, and its data."""
+    layer = pcjax.networks.Layer(lambda key, x: {}, lambda params, x: x)
+    images = RANDOM.integers(0, 256, (400, outputs), dtype=np.uint8)
+    labels = RANDOM.integers(0, outputs, 400)
+    network = pcjax.Network((layer,))
+    return network, training.device_data(images, labels, outputs), images, labels
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_measures_of_half_precision_are_added_up_in_float32(dtype):
+    network, data, images, labels = _half_precision(dtype, 3)
+    measure = evaluation.classification_measures(pcjax.softmax)
+    prepare = training.classification(3, dtype=dtype)
+    found = evaluation.make_evaluation(network, prepare, measure)(({},), data)
+    assert {x.dtype for x in found} == {jnp.dtype("float32")}
+    logits = np.asarray((images / np.float32(255)).astype(dtype), np.float64)
+    own = logits[np.arange(400), labels][:, None]
+    first = np.arange(3)[None] < labels[:, None]
+    rank = np.sum((logits > own) | ((logits == own) & first), 1)
+    # Of 400, a dtype of 8 bits tells one from the next at most up to 256.
+    np.testing.assert_allclose(found.top1, (rank == 0).mean(), rtol=1e-6)
+    loss = np.log(np.exp(logits).sum(1)) - own[:, 0]
+    np.testing.assert_allclose(found.loss, loss.mean(), rtol=1e-5)
+
+
+def test_a_loss_over_many_outputs_does_not_overflow():
+    # 2,000 outputs of 60 nats each make more than the 65,504 of float16.
+    logits = jnp.full((2, 2000), 60, jnp.float16)
+    targets = jnp.zeros((2, 2000), jnp.float16)
+    loss = evaluation.reconstruction_measures(pcjax.sigmoid)(logits, targets, None)
+    np.testing.assert_allclose(loss, 60, rtol=1e-6)
+
+
+def test_a_measure_of_ones_own_is_averaged_in_float32_too():
+    network, data, _, labels = _half_precision(jnp.float16, 3)
+
+    def measure(logits, targets, labels):
+        return {
+            "half": (1000 * labels).astype(jnp.float16),
+            "bool": labels == 1,
+            "int8": labels.astype(jnp.int8) * 60,
+        }
+
+    evaluate = evaluation.make_evaluation(
+        network, training.classification(3, dtype=jnp.float16), measure, 150
+    )
+    found = evaluate(({},), data)
+    np.testing.assert_allclose(found["half"], 1000 * labels.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found["bool"], (labels == 1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(found["int8"], 60 * labels.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_metrics_of_half_precision_are_means_of_float32(dtype, data):
+    losses = jnp.asarray(RANDOM.uniform(30000, 60000, BATCH), dtype)
+
+    def update(params, opt_state, inputs, targets):
+        assert inputs.dtype == targets.dtype == dtype
+        info = pcjax.Info(losses, None, losses, losses)
+        return params, opt_state, (jnp.mean(losses), info)
+
+    prepare = training.classification(4, dtype=dtype)
+    epoch = training.make_epoch(update, prepare, BATCH)
+    _, metrics = epoch(_state(optax.sgd(0.1)), data)
+    assert {x.dtype for x in metrics} == {jnp.dtype("float32")}
+    expected = np.asarray(losses, np.float64).mean()
+    np.testing.assert_allclose(metrics.loss, np.full(6, expected), rtol=1e-6)
+    np.testing.assert_array_equal(metrics.rising, 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_pixels_are_rounded_once(dtype):
+    images = jnp.arange(256, dtype=jnp.uint8)[:, None]
+    for prepare in (
+        training.classification(2, low=-1, high=1, dtype=dtype),
+        training.reconstruction(low=-1, high=1, dtype=dtype),
+    ):
+        inputs, _ = prepare(images, jnp.zeros(256, jnp.int32))
+        exact = np.arange(256, dtype=np.float32) * np.float32(2 / 255) - 1
+        assert inputs.dtype == dtype
+        np.testing.assert_array_equal(inputs[:, 0], exact.astype(dtype))
+
+
+def test_the_loss_per_pixel_divides_by_the_entries_of_one_example():
+    logits = jnp.asarray(RANDOM.normal(size=(3, 2, 5)), jnp.float32)
+    targets = jnp.asarray(RANDOM.uniform(size=(3, 2, 5)), jnp.float32)
+    loss = evaluation.reconstruction_measures(pcjax.identity)(logits, targets, None)
+    expected = 0.5 * np.mean(np.asarray(targets - logits) ** 2, axis=(1, 2))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+# Optimizers that ask for more than the gradient
+
+
+LOSS_TAKERS = {
+    "plateau": lambda: optax.chain(
+        optax.sgd(0.5),
+        optax.contrib.reduce_on_plateau(patience=1, factor=0.5, atol=0.05),
+    ),
+    "polyak": lambda: optax.polyak_sgd(max_learning_rate=0.5),
+}
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("name", LOSS_TAKERS)
+def test_the_loss_is_passed_on(name, guarded, data):
+    tx = LOSS_TAKERS[name]()
+    used = finite.guard(tx) if guarded else tx
+    trained, _ = jax.jit(_epoch(used))(_state(used), data)
+    state = _state(tx)
+    params, opt_state = state.params, state.opt_state
+    grad_fn, update = jax.jit(_grad_fn()), jax.jit(tx.update)
+    for index in training.epoch_batches(state.key, 0, 50, BATCH):
+        inputs, targets = training.classification(4)(*training.rows(data, index))
+        (_, info), grads = grad_fn(params, inputs, targets)
+        # The loss of the outputs, not the energy after inference.
+        value = np.mean(np.asarray(info.loss))
+        updates, opt_state = update(grads, opt_state, params, value=value)
+        params = optax.apply_updates(params, updates)
+    _assert_trees_close(trained.params, params, rtol=1e-4, atol=1e-6)
+    found = trained.opt_state.inner_state if guarded else trained.opt_state
+    _assert_trees_close(found, opt_state, rtol=1e-4)
+    if name == "plateau":
+        assert opt_state[-1].scale < 1
+
+
+def test_a_gradient_function_without_a_loss_gives_its_value():
+    def grad_fn(params, inputs, targets):
+        return (jnp.float32(3), {"other": 1}), params
+
+    seen = []
+
+    def step(updates, state, params=None, *, value, **extra):
+        seen.append(float(value))
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), step)
+    params = (jnp.ones(2),)
+    training.make_update(grad_fn, tx)(params, (), jnp.ones((1, 2)), jnp.ones((1, 1)))
+    assert seen == [3]
+
+
+# States that may be donated
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optax.contrib.prodigy(), optax.contrib.mechanize(optax.sgd(0.1))],
+    ids=["prodigy", "mechanize"],
+)
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_every_array_of_a_state_has_a_buffer_of_its_own(tx, seeds):
+    if seeds:
+        keys = jax.random.split(jax.random.key(0), seeds)
+        state = jax.vmap(lambda key: training.init_state(NETWORK, tx, key, INPUTS))(
+            keys
+        )
+    else:
+        state = training.init_state(NETWORK, tx, jax.random.key(0), INPUTS)
+    arrays = jax.tree.leaves((state.params, state.opt_state))
+    places = [x.unsafe_buffer_pointer() for x in arrays if x.size]
+    assert len(set(places)) == len(places)
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+
+
+def test_what_the_caller_has_stays_usable_after_a_donated_epoch(data):
+    module = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    before = np.array(module.kernel[...])
+    rates = jnp.array([0.1])
+    key = jax.random.key(0)
+    network, tx = pcjax.Network((pcjax.from_nnx(module),)), pcjax.mq(rates)
+    grad_fn = pcjax.backprop.value_and_grad(network, output=pcjax.softmax)
+    flat = training.Data(data.images.reshape(50, 6), data.labels)
+    state = training.init_state(network, tx, key, INPUTS)
+    np.testing.assert_array_equal(state.params[0]["kernel"], before)
+    epoch = jax.jit(_epoch(tx, grad_fn), donate_argnums=0)
+    trained, _ = epoch(state, flat)
+    assert state.params[0]["kernel"].is_deleted()
+    np.testing.assert_array_equal(module.kernel[...], before)
+    assert not np.allclose(trained.params[0]["kernel"], before)
+    for kept in (rates, key, flat.images):
+        assert not kept.is_deleted()
+
+
+def test_weights_and_order_have_keys_of_their_own():
+    key = jax.random.key(5)
+    state = training.init_state(NETWORK, optax.sgd(0.1), key, INPUTS)
+    params_key, data_key = jax.random.split(key)
+    _assert_trees_close(state.params, NETWORK.init(params_key, INPUTS), rtol=0)
+    assert state.key == data_key
+    assert params_key != data_key
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_typed_and_untyped_keys_train_alike(data, noisy):
+    """With noise the state of the optimizer holds a typed key, too."""
+    tx = optax.sgd(0.1)
+    if noisy:
+        tx = optax.chain(optax.add_noise(1e-3, 0.55, key=jax.random.key(7)), tx)
+    grad_fn = pcjax.backprop.value_and_grad(NETWORK, output=pcjax.softmax)
+    epoch = jax.jit(_epoch(tx, grad_fn), donate_argnums=0)
+    results = []
+    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
+        state = training.init_state(NETWORK, tx, key, jnp.ones((1, 3, 2, 1)))
+        state, _ = epoch(state, data)
+        results.append(state.params)
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_data_of_numpy_are_data_compiled_or_not(data):
+    numpy = training.Data(IMAGES, LABELS.astype(np.int32))
+    tx = optax.sgd(0.1)
+    epoch = _epoch(tx)
+    measure = evaluation.classification_measures(pcjax.softmax)
+    evaluate = evaluation.make_evaluation(
+        NETWORK, training.classification(4), measure, 20
+    )
+    want = jax.jit(epoch)(_state(tx), data)[0].params
+    _assert_trees_close(epoch(_state(tx), numpy)[0].params, want, rtol=1e-5, atol=1e-7)
+    _assert_trees_close(evaluate(want, numpy), evaluate(want, data), rtol=1e-6)

@@ -11,6 +11,7 @@ This module is not imported by `import pcjax`, which need not pay for Orbax.
 import concurrent.futures
 import json
 import operator
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -64,7 +65,7 @@ class Checkpoints:
       ```
 
     Args:
-      folder: made if it does not exist.
+      folder: made if it does not exist; `~` is the user's home.
       keep: how many whole checkpoints to keep, at least 1.
       fingerprint: JSON, such as the configuration of the run; a checkpoint saved
         with another one is refused.
@@ -72,7 +73,7 @@ class Checkpoints:
     Raises:
       CheckpointError: if the folder cannot be used or another `Checkpoints` uses it.
       TypeError: if the fingerprint is no JSON.
-      ValueError: if `keep` is less than 1.
+      ValueError: if `keep` is less than 1 or the folder is a URL.
     """
 
     def __init__(
@@ -82,14 +83,7 @@ class Checkpoints:
             raise ValueError(f"Checkpoints: keep must be at least 1, got {keep}.")
         self._fingerprint = _as_json(fingerprint, "fingerprint")
         self._keep = keep
-        self._folder = Path(folder).absolute()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(self._folder)
-        except OSError as error:
-            raise CheckpointError(
-                f"Checkpoints: cannot use the folder {self._folder}: {error}."
-            ) from error
+        self._folder, self._lock = _open(folder)
         self._damaged: set[int] = set()
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         # Orbax can save asynchronously itself, but needs the digests beforehand, makes
@@ -112,15 +106,17 @@ class Checkpoints:
 
         Args:
           step: a number of at least 0, larger than those of all checkpoints there.
-          state: a pytree of jax or NumPy arrays, typed random keys too; all of it
-            must be on devices of this process. It may be donated afterwards.
+          state: a pytree of jax or NumPy arrays, typed random keys too, and of numbers
+            of Python; all of it must be on devices of this process. It may be donated
+            afterwards.
           record: JSON; floats come back to the bit, tuples as lists.
 
         Raises:
           CheckpointError: if the previous save failed, in which case this state is
             not saved, or if a checkpoint of this step or a later one is there.
-          TypeError: if a leaf is no array or the record is no JSON.
-          ValueError: if the step is negative or an array is on other processes.
+          TypeError: if a leaf is no array and no number, or the record is no JSON.
+          ValueError: if the step is negative, an array is on other processes or an int
+            of Python has more than 64 bits.
         """
         self.wait()
         step = operator.index(step)
@@ -147,10 +143,21 @@ class Checkpoints:
         Damaged ones are reported by a `CheckpointWarning`. They stay as they are
         until the next save, which renames them to `<step>.damaged`.
 
+        An Ellipsis leaves out what was saved in its place. The weights alone of a run,
+        whatever its optimizer:
+
+        ```
+        params = jax.eval_shape(network.init, key, inputs)
+        template = training.TrainState(params, ..., ..., ...)
+        params = checkpoints.restore(template).state.params
+        ```
+
         Args:
           template: a pytree of arrays or `jax.ShapeDtypeStruct`s with the structure,
             shapes and dtypes of the state that was saved. NumPy leaves come back as
-            NumPy arrays, others as jax arrays sharded like the template's.
+            NumPy arrays, others as jax arrays sharded like the template's. A number of
+            Python stands for such a number and for any array [] of its kind, and what
+            was saved comes back. Each Ellipsis comes back as it is.
 
         Returns:
           The checkpoint, or None if there is none at all.
@@ -159,7 +166,7 @@ class Checkpoints:
           CheckpointError: if the previous save failed, if the newest good checkpoint
             is of another state or fingerprint, or if there are checkpoints and all
             are damaged.
-          TypeError: if a leaf of the template is no array.
+          TypeError: if a leaf of the template is nothing of that.
           ValueError: if it needs `jax_enable_x64`, which is off.
         """
         self.wait()
@@ -175,10 +182,12 @@ class Checkpoints:
                 f"{name} is of another run: it has the fingerprint "
                 f"{content.fingerprint}, expected {self._fingerprint}."
             )
-        found = leaves.differences(content.leaves, leaves.describe(template))
+        template, wanted, chosen = leaves.select(template, content.leaves)
+        held = [content.leaves[index] for index in chosen]
+        found = leaves.differences(held, wanted)
         if found:
             raise CheckpointError(f"{name} is of another state: {'; '.join(found)}.")
-        state = leaves.like(template, content.arrays)
+        state = leaves.like(template, [content.arrays[index] for index in chosen])
         return Restored(content.step, state, json.loads(content.record), skipped)
 
     def wait(self) -> None:
@@ -260,6 +269,24 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         for path in self._folder.glob(f"*{storage.UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _open(folder: str | Path) -> tuple[Path, FolderLock]:
+    """Makes a folder, if it is not there, and locks it."""
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(folder)):
+        raise ValueError(
+            f"Checkpoints: folder must be a path of this machine's files, got "
+            f"{folder}; mount the bucket, or copy the folder when the run has ended."
+        )
+    path = Path(folder)
+    try:
+        path = path.expanduser().absolute()
+        path.mkdir(parents=True, exist_ok=True)
+        return path, FolderLock(path)
+    except (OSError, RuntimeError) as error:  # the latter for users without a home
+        raise CheckpointError(
+            f"Checkpoints: cannot use the folder {path}: {error}."
+        ) from error
 
 
 def _as_json(value: Any, what: str) -> str:

@@ -1,4 +1,7 @@
-"""Pytrees of arrays as lists of NumPy arrays and back, with a description of each."""
+"""Pytrees of arrays as lists of NumPy arrays and back, with a description of each.
+
+A number of Python is kept as an array [] of its widest type, described by its own name.
+"""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +16,8 @@ class Leaf(NamedTuple):
     Attributes:
       path: where it is in its tree, as `jax.tree_util.keystr` writes it.
       shape: of an array of typed random keys, that of the array of keys.
-      dtype: its name; `key<fry>` or the like for typed random keys.
+      dtype: its name; `key<fry>` or the like for typed random keys, `bool of Python`
+        or the like for numbers of Python.
     """
 
     path: str
@@ -21,29 +25,91 @@ class Leaf(NamedTuple):
     dtype: str
 
 
+# The arrays that numbers of Python become, and those whose numbers they stand for.
+_NUMBERS: dict[type, tuple[Any, Any]] = {
+    bool: (np.bool_, np.bool_),
+    int: (np.int64, np.integer),
+    float: (np.float64, jnp.floating),
+    complex: (np.complex128, np.complexfloating),
+}
+
+
+def _python(kind: type) -> str:
+    return f"{kind.__name__} of Python"
+
+
 def describe(tree: Any) -> list[Leaf]:
     """The leaves of a tree, in order.
 
     Args:
-      tree: a pytree of jax or NumPy arrays or `jax.ShapeDtypeStruct`s.
+      tree: a pytree of jax or NumPy arrays, `jax.ShapeDtypeStruct`s or numbers.
 
     Returns:
       One entry per leaf.
 
     Raises:
-      TypeError: if a leaf is no array.
+      TypeError: if a leaf is none of these.
     """
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    for path, leaf in pairs:
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise TypeError(
-                f"checkpoints: leaf {jax.tree_util.keystr(path)} must be an array, "
-                f"got {leaf!r}."
-            )
-    return [
-        Leaf(jax.tree_util.keystr(path), tuple(leaf.shape), str(leaf.dtype))
-        for path, leaf in pairs
+    return [_describe(*pair) for pair in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _describe(key_path: Any, leaf: Any) -> Leaf:
+    path = jax.tree_util.keystr(key_path)
+    if type(leaf) in _NUMBERS:
+        return Leaf(path, (), _python(type(leaf)))
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        raise TypeError(
+            f"checkpoints: leaf {path} must be an array or a number, got {leaf!r}."
+        )
+    return Leaf(path, tuple(leaf.shape), str(leaf.dtype))
+
+
+def select(template: Any, held: list[Leaf]) -> tuple[Any, list[Leaf], list[int]]:
+    """Fits a template to what is held, where it leaves anything open.
+
+    Args:
+      template: as for `describe`. A number of Python stands for an array [] of its
+        kind, too; an Ellipsis for whatever is held in its place.
+      held: the leaves of the whole.
+
+    Returns:
+      The template, its numbers replaced by the arrays that are held; its leaves but
+      for each Ellipsis; and which of `held` are not in the place of one.
+
+    Raises:
+      TypeError: if a leaf is nothing of that.
+    """
+    kinds = {leaf.path: leaf for leaf in held}
+    open_at = []
+
+    def fit(key_path, leaf):
+        path = jax.tree_util.keystr(key_path)
+        if leaf is ...:
+            open_at.append(path)
+        elif type(leaf) in _NUMBERS:
+            return _as_held(leaf, kinds.get(path))
+        return leaf
+
+    fitted = jax.tree_util.tree_map_with_path(fit, template)
+    closed = jax.tree.map(lambda leaf: None if leaf is ... else leaf, fitted)
+    below = tuple(path + sign for path in open_at for sign in ".[")
+    chosen = [
+        index
+        for index, leaf in enumerate(held)
+        if leaf.path not in open_at and not leaf.path.startswith(below)
     ]
+    return fitted, describe(closed), chosen
+
+
+def _as_held(number: Any, leaf: Leaf | None) -> Any:
+    if leaf is None or leaf.shape or leaf.dtype == _python(type(number)):
+        return number
+    try:
+        dtype = jnp.dtype(leaf.dtype)
+    except TypeError:  # a random key, or another number of Python
+        return number
+    fits = jnp.issubdtype(dtype, _NUMBERS[type(number)][1])
+    return jax.ShapeDtypeStruct((), dtype) if fits else number
 
 
 def differences(held: list[Leaf], wanted: list[Leaf], most: int = 5) -> list[str]:
@@ -64,13 +130,15 @@ def host_copies(tree: Any) -> list[np.ndarray]:
     """Copies of the leaves that nothing else refers to.
 
     Args:
-      tree: a pytree of jax or NumPy arrays. Its jax arrays may be donated afterwards.
+      tree: a pytree of jax or NumPy arrays and numbers. Its jax arrays may be donated
+        afterwards.
 
     Returns:
       C-ordered arrays in native byte order; of typed random keys, their uint32 data.
 
     Raises:
-      ValueError: if an array is on devices of other processes.
+      ValueError: if an array is on devices of other processes, or an int of Python has
+        more than 64 bits.
     """
     leaves = jax.tree.leaves(tree)
     for leaf in leaves:
@@ -79,30 +147,46 @@ def host_copies(tree: Any) -> list[np.ndarray]:
                 f"checkpoints: an array of shape {leaf.shape} is on devices of other "
                 "processes; expected all of the state on those of this one."
             )
-    bare = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
-    return [np.array(leaf, leaf.dtype.newbyteorder("="), order="C") for leaf in bare]
+    return [_host_copy(leaf) for leaf in leaves]
+
+
+def _host_copy(leaf: Any) -> np.ndarray:
+    if type(leaf) in _NUMBERS:
+        try:
+            return np.array(leaf, _NUMBERS[type(leaf)][0])
+        except OverflowError:
+            raise ValueError(
+                f"checkpoints: an int of Python must have at most 64 bits, got {leaf}."
+            ) from None
+    bare = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return np.array(bare, bare.dtype.newbyteorder("="), order="C")
 
 
 def like(template: Any, arrays: list[np.ndarray]) -> Any:
     """Puts what `host_copies` returned where a template has its leaves.
 
     Args:
-      template: a pytree whose description is that of the tree that was copied.
-      arrays: one per leaf; those of leaves without elements do not matter.
+      template: a pytree whose description is that of the tree that was copied, but for
+        what an Ellipsis stands for.
+      arrays: one per leaf that is no Ellipsis; those without elements do not matter.
 
     Returns:
-      A tree of NumPy arrays where the template has such, and otherwise of jax arrays
-      with the template's sharding and weak type.
+      A tree of NumPy arrays, numbers and Ellipses where the template has such, and
+      otherwise of jax arrays with the template's sharding and weak type.
 
     Raises:
       ValueError: if jax cannot hold a dtype without `jax_enable_x64`.
     """
     leaves, structure = jax.tree.flatten(template)
-    pairs = zip(leaves, arrays, strict=True)
-    return jax.tree.unflatten(structure, [_like(*pair) for pair in pairs])
+    places = [index for index, leaf in enumerate(leaves) if leaf is not ...]
+    for index, array in zip(places, arrays, strict=True):
+        leaves[index] = _like(leaves[index], array)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _like(leaf: Any, array: np.ndarray) -> Any:
+    if type(leaf) in _NUMBERS:
+        return array.item()
     if 0 in leaf.shape:
         bare = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         array = np.zeros(bare.shape, bare.dtype)

@@ -6,6 +6,7 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
+import numpy as np
 from flax import nnx
 
 from pcjax.networks.network import Activation, Layer, Params, linear
@@ -24,11 +25,13 @@ def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:
       activation: see `Layer.activation`; only needed with a decay term.
 
     Returns:
-      A layer whose params are the module's `params` collection.
+      A layer whose params are the module's `params` collection, in boxes
+      (`nn.Partitioned`) where the module puts them; `apply` takes them without, too.
 
     Raises:
       ValueError: by `init` or `apply`, if the module keeps mutable variables
-        (batch statistics) or asks for random keys when applied (dropout).
+        (batch statistics), asks for random keys when applied (dropout), or returns
+        anything but one array [B, ...] (a recurrent cell).
     """
     name = type(module).__name__
 
@@ -52,7 +55,7 @@ def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:
                 f"from_linen: {name} asks for random keys when applied (dropout?), but "
                 f"a layer must be deterministic: {error}"
             ) from error
-        return outputs
+        return _one_array(f"from_linen: {name}", inputs, outputs)
 
     return Layer(init, apply, activation)
 
@@ -75,38 +78,37 @@ def from_nnx(
 
     Returns:
       A layer whose params are the module's `nnx.Param` variables as a plain
-      nested dict.
+      nested dict. Plain arrays among its attributes are constants.
 
     Raises:
       ValueError: if the module holds variables of other types, such as batch
-        statistics or the random keys of dropout.
+        statistics or the random keys of dropout, or draws a constant array by its key;
+        by `apply`, if it returns anything but one array [B, ...].
     """
     if isinstance(module, nnx.Module):
-        ready = module
+        whole = module
 
         def build(key: jax.Array) -> nnx.Module:
             del key
-            return ready
+            return whole
     else:
         factory = module
 
         def build(key: jax.Array) -> nnx.Module:
             return factory(nnx.Rngs(key))
 
-    abstract = nnx.eval_shape(build, jax.random.key(0))
-    parts: Any = nnx.split(abstract, nnx.Param, ...)
-    graph, template, others = parts
-    # Older versions of flax wrap a variable in a state that names its type.
-    kinds = {
-        getattr(leaf, "type", type(leaf)).__name__
-        for _, leaf in nnx.to_flat_state(others)
-    }
-    if kinds:
-        raise ValueError(
-            f"from_nnx: {type(abstract).__name__} holds variables of type "
-            f"{sorted(kinds)} besides nnx.Param, but a layer must be stateless and "
-            "deterministic."
-        )
+        whole = nnx.eval_shape(build, jax.random.key(0))
+
+    name = f"from_nnx: {type(whole).__name__}"
+    _check_stateless(name, whole)
+    if not isinstance(module, nnx.Module) and jax.eval_shape(
+        lambda key: _constants(build(key)), jax.random.key(0)
+    ):
+        whole = _concrete(name, factory)
+    parts: Any = nnx.split(whole, nnx.Param, ...)
+    graph, filled, constants = parts
+    # Shapes alone, so that no parameters are kept alive.
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), filled)
 
     def init(key: jax.Array, inputs: jax.Array) -> Params:
         del inputs  # an nnx module knows its shapes
@@ -115,7 +117,74 @@ def from_nnx(
     def apply(params: Params, inputs: jax.Array) -> jax.Array:
         state: Any = jax.tree.map(lambda leaf: leaf, template)  # a copy to fill
         nnx.replace_by_pure_dict(state, params)
-        merged: Any = nnx.merge(graph, state)
-        return merged(inputs)
+        merged: Any = nnx.merge(graph, state, constants)
+        return _one_array(name, inputs, merged(inputs))
 
     return Layer(init, apply, activation)
+
+
+def _one_array(name: str, inputs: jax.Array, outputs: Any) -> jax.Array:
+    """Refuses what a module returns unless it can be a prediction."""
+    if not (hasattr(outputs, "shape") and hasattr(outputs, "dtype")):
+        raise ValueError(
+            f"{name} returns a {type(outputs).__name__}, but a layer must return one "
+            "array [B, ...]."
+        )
+    if outputs.shape[:1] != inputs.shape[:1]:
+        raise ValueError(
+            f"{name} returns shape {outputs.shape} for {inputs.shape}, but a layer "
+            "must return [B, ...], a prediction for each of the B examples."
+        )
+    return outputs
+
+
+def _check_stateless(name: str, module: nnx.Module) -> None:
+    """Refuses variables that are no `nnx.Param`; plain arrays are constants."""
+    parts: Any = nnx.split(module, nnx.Param, ...)
+    # Older versions of flax wrap a variable in a state that names its type.
+    kinds = {
+        ".".join(map(str, path)): getattr(leaf, "type", type(leaf)).__name__
+        for path, leaf in nnx.to_flat_state(parts[-1])
+        if not _is_plain(leaf)
+    }
+    if kinds:
+        raise ValueError(
+            f"{name} holds variables of type {sorted(set(kinds.values()))} besides "
+            f"nnx.Param ({', '.join(kinds)}), but a layer must be stateless and "
+            "deterministic."
+        )
+
+
+def _is_plain(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def _constants(module: nnx.Module) -> dict[str, Any]:
+    """The plain arrays that a module holds, by the names of their attributes."""
+    # Not by `nnx.split`, which keeps those that are traced in the graph.
+    return {
+        ".".join(map(str, path)): leaf
+        for path, leaf in nnx.iter_graph(module)
+        if _is_plain(leaf)
+    }
+
+
+def _concrete(name: str, factory: Callable) -> nnx.Module:
+    """Builds a module for the values of its constants, which no shapes tell.
+
+    Its params cannot hold them, so that they must not depend on the key.
+    """
+    with jax.ensure_compile_time_eval():
+        module, other = (factory(nnx.Rngs(jax.random.key(seed))) for seed in (0, 1))
+        others = _constants(other)
+        drawn = [
+            attribute
+            for attribute, array in _constants(module).items()
+            if not np.array_equal(array, others[attribute], equal_nan=True)
+        ]
+    if drawn:
+        raise ValueError(
+            f"{name} draws the arrays {drawn} by its random keys, but keeps them as "
+            "constants; expected nnx.Param, or arrays drawn beforehand."
+        )
+    return module

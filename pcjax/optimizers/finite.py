@@ -53,11 +53,12 @@ class Guarded(optax.GradientTransformationExtraArgs):
     """A guarded optimizer: an optax transform that can also take the step itself.
 
     Attributes:
-      step: `(gradients, state, params) -> (params, state)`, which is cheaper than
-        `update` and then `optax.apply_updates`. `make_update` and `incremental` use it.
+      step: `(gradients, state, params, **extra) -> (params, state)`, which is cheaper
+        than `update` and then `optax.apply_updates`. `make_update` and `incremental`
+        use it.
     """
 
-    step: Callable[[Any, GuardState, Any], tuple[Any, GuardState]]
+    step: Callable[..., tuple[Any, GuardState]]
 
 
 def guard(
@@ -79,7 +80,8 @@ def guard(
     ([0.0, 0.0], 0)
 
     In a training iteration it costs one more read of the gradient
-    (`python -m benchmarks.safety`).
+    (`python -m benchmarks.safety`). Derivatives through a step, such as that of a later
+    loss by the learning rate, are those of the guarded optimizer where it was taken.
 
     Args:
       tx: the optimizer, such as `pcjax.mq(1e-3)`. Wrap it as a whole.
@@ -105,7 +107,8 @@ def guard(
     def init_fn(params):
         # Three arrays, as the state may be donated.
         count, refused, first = (jnp.array(n, jnp.int32) for n in (0, 0, -1))
-        return GuardState(inner.init(params), count, refused, first)
+        state = GuardState(inner.init(params), count, refused, first)
+        return _varying_as(params, state)
 
     def judge(gradients, state):
         """Whether to take the step, and the state of the guard after it."""
@@ -125,11 +128,11 @@ def guard(
         inner_state = _choose(take, inner_state, state.inner_state)
         return new, after._replace(inner_state=inner_state)
 
-    def step(gradients, state, params):
+    def step(gradients, state, params, **extra):
         take, after = judge(gradients, state)
 
         def descend(params, inner_state):
-            updates, inner_state = inner.update(gradients, inner_state, params)
+            updates, inner_state = inner.update(gradients, inner_state, params, **extra)
             return optax.apply_updates(params, updates), inner_state
 
         params, inner_state = _if(take, descend, params, state.inner_state)
@@ -141,12 +144,21 @@ def guard(
 
 
 def descend(
-    tx: optax.GradientTransformation, gradients: Any, opt_state: Any, params: Any
+    tx: optax.GradientTransformation,
+    gradients: Any,
+    opt_state: Any,
+    params: Any,
+    **extra: Any,
 ) -> tuple[Any, Any]:
-    """A step of any optimizer: `(params, opt_state)`."""
+    """A step of any optimizer: `(params, opt_state)`.
+
+    `extra` is for the `update` of those that ask for more, such as `value=` for
+    `optax.contrib.reduce_on_plateau`; others do not see it.
+    """
     if isinstance(tx, Guarded):
-        return tx.step(gradients, opt_state, params)
-    updates, opt_state = tx.update(gradients, opt_state, params)
+        return tx.step(gradients, opt_state, params, **extra)
+    update = optax.with_extra_args_support(tx).update
+    updates, opt_state = update(gradients, opt_state, params, **extra)
     return optax.apply_updates(params, updates), opt_state
 
 
@@ -192,19 +204,53 @@ def fits(gradient: Any) -> jax.Array:
 
 
 def _if(take: jax.Array, function: Callable, *carry: Any) -> tuple[Any, ...]:
-    """`function(*carry)` if `take`, else `carry`."""
+    """`function(*carry)` if `take`, else `carry`; differentiable."""
     if not on_one_cpu():
         return _choose(take, function(*carry), carry)
+    # What the function has from elsewhere, gradients and hyper-parameters, has
+    # derivatives too.
+    pure, captured = jax.closure_convert(function, *carry)
+
+    def conditional(take, captured, carry):
+        return jax.lax.cond(
+            take, lambda c: tuple(pure(*c, *captured)), lambda c: c, carry
+        )
 
     # A loop of one round or none. XLA works in place there; a choice between the new
     # and the old of an array makes a copy of it (a CPU's Adam step takes twice as
-    # long), and so does a conditional. On a GPU a loop would wait for the host.
-    def once(loop):
-        _, *old = loop
-        return jnp.zeros_like(take), *function(*old)
+    # long), and so does a conditional, which alone has a derivative in reverse. On a
+    # GPU a loop would wait for the host.
+    @jax.custom_jvp
+    def loop(take, captured, carry):
+        def once(state):
+            _, *old = state
+            return jnp.zeros_like(take), *pure(*old, *captured)
 
-    _, *new = jax.lax.while_loop(lambda loop: loop[0], once, (take, *carry))
-    return tuple(new)
+        _, *new = jax.lax.while_loop(lambda state: state[0], once, (take, *carry))
+        return tuple(new)
+
+    loop.defjvp(lambda primals, tangents: jax.jvp(conditional, primals, tangents))
+    return loop(take, captured, carry)
+
+
+def _varying_as(params: Any, state: Any) -> Any:
+    """The state, of one kind per device under `jax.shard_map` if the parameters are.
+
+    Whether a step is taken differs between devices then, and with it all of the state.
+    """
+
+    def axes(x):
+        kind = jax.typeof(x)  # older versions of jax have the axes in itself
+        kind = getattr(kind, "manual_axis_type", kind)
+        return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+    wanted = frozenset().union(*map(axes, jax.tree.leaves(params)))
+
+    def cast(x):
+        missing = tuple(wanted - axes(x))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, state) if wanted else state
 
 
 def _choose(take: jax.Array, new: Any, old: Any) -> Any:

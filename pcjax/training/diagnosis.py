@@ -21,6 +21,7 @@ from pcjax.learning.incremental import incremental
 from pcjax.networks.network import Network, Params, feedforward
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
 from pcjax.optimizers.finite import fits
+from pcjax.training.epoch import mean
 
 _MADE = ("gradient", "optimizer state", "update")  # in a step, in this order
 _OF_LAYERS = ("parameter", "gradient", "update", "new parameter")
@@ -128,8 +129,10 @@ def diagnose(
         grad_fn = value_and_grad(
             network, method, learning_clamp=learning_clamp, **options
         )
-    _, grads = jax.jit(grad_fn)(params, inputs, targets)
-    return _find("gradient", grads) or _in_step(tx, grads, opt_state, params)
+    (_, info), grads = jax.jit(grad_fn)(params, inputs, targets)
+    return _find("gradient", grads) or _in_step(
+        tx, grads, opt_state, params, mean(info.loss)
+    )
 
 
 class _Watch(NamedTuple):
@@ -143,9 +146,10 @@ class _Watch(NamedTuple):
 
 def _watched(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """The optimizer, remembering its first step that was not finite."""
+    inner = optax.with_extra_args_support(tx)
 
-    def update_fn(updates, state, params=None):
-        new, inner_state = tx.update(updates, state.inner_state, params)
+    def update_fn(updates, state, params=None, **extra):
+        new, inner_state = inner.update(updates, state.inner_state, params, **extra)
         finite = (
             jax.tree.map(fits, updates),
             jax.tree.map(all_finite, inner_state),
@@ -156,7 +160,7 @@ def _watched(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         first = jnp.where(starts, state.step, state.first)
         return new, _Watch(inner_state, state.step + 1, first, kept)
 
-    return optax.GradientTransformation(tx.init, update_fn)
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
 
 
 def _diagnose_incremental(
@@ -200,11 +204,12 @@ def _in_inference(network, method, params, inputs, targets, options):
     return None
 
 
-def _in_step(tx, grads, opt_state, params):
+def _in_step(tx, grads, opt_state, params, loss):
     """What an optimizer makes of finite gradients that is not finite."""
     if tx is None:
         return None
-    updates, state = jax.jit(tx.update)(grads, opt_state, params)
+    update = jax.jit(optax.with_extra_args_support(tx).update)
+    updates, state = update(grads, opt_state, params, value=loss)
     new = optax.apply_updates(params, updates)
     return (
         _find("optimizer state", state)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pcjax.checks import check_count
 from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import Output
-from pcjax.training.epoch import Data, Prepare, rows
+from pcjax.training.epoch import Data, Prepare, rows, widened
 
 # (logits, targets, labels) -> pytree of [B]
 Measure = Callable[[jax.Array, jax.Array, jax.Array], Any]
@@ -17,6 +17,9 @@ Measure = Callable[[jax.Array, jax.Array, jax.Array], Any]
 
 class ClassificationMeasures(NamedTuple):
     """Per example [B] as measured, [] once averaged over a data set.
+
+    float32, or float64 if the logits are, since half precision cannot hold the mean of
+    a data set.
 
     Attributes:
       loss: cross-entropy in nats.
@@ -44,11 +47,9 @@ def classification_measures(output: Output) -> Measure:
         first = jnp.arange(logits.shape[1])[None] < labels[:, None]
         ahead = ~(logits <= own) | ((logits == own) & first)
         rank = jnp.sum(ahead, axis=1)
-        dtype = logits.dtype
+        loss = _loss(output, logits, targets)
         return ClassificationMeasures(
-            output.loss(logits, targets),
-            (rank < 1).astype(dtype),
-            (rank < 5).astype(dtype),
+            loss, (rank < 1).astype(loss.dtype), (rank < 5).astype(loss.dtype)
         )
 
     return measure
@@ -59,9 +60,15 @@ def reconstruction_measures(output: Output) -> Measure:
 
     def measure(logits, targets, labels):
         del labels
-        return output.loss(logits, targets) / logits[0].size
+        return _loss(output, logits, targets) / logits[0].size
 
     return measure
+
+
+def _loss(output, logits, targets):
+    """The loss [B] in float32 at least, as its sum over many outputs needs."""
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    return output.loss(logits.astype(dtype), targets.astype(dtype))
 
 
 def make_evaluation(
@@ -76,7 +83,8 @@ def make_evaluation(
       batch_size: examples at a time; the result does not depend on it.
 
     Returns:
-      `evaluate(params, data)`: the measure's tree, averaged over all N examples.
+      `evaluate(params, data)`: the measure's tree, averaged over all N examples in
+      float32 at least.
 
     Raises:
       ValueError: if the batch size is no int >= 1; by `evaluate`, if there are no
@@ -101,7 +109,8 @@ def make_evaluation(
             values = measure(network.apply(params, inputs), targets, labels)
             # The last batch is filled up with copies that do not count.
             return None, jax.tree.map(
-                lambda value: jnp.sum(jnp.where(index < total, value, 0)), values
+                lambda value: jnp.sum(jnp.where(index < total, widened(value), 0)),
+                values,
             )
 
         _, sums = jax.lax.scan(accumulate, None, jnp.arange(count) * size)

@@ -8,9 +8,11 @@ device and on many. A mesh has up to three axes, and every array is split by the
     batch   the examples of a batch: data parallelism
     model   the features of wide layers: weights, gradients and optimizer state
 
-What is split over no axis is replicated. Inference moves every example by its own
-energy, so over `batch` it needs no communication, whatever the number of iterations;
-the mean gradient is all that has to be added up.
+`make_mesh` makes such a mesh. One of `jax.make_mesh`, whose axes are explicit by
+default, serves as well, but for a `seeds` axis. What is split over no axis is
+replicated. Inference moves every example by its own energy, so over `batch` it needs no
+communication, whatever the number of iterations; the mean gradient is all that has to
+be added up.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,9 +122,17 @@ def state_shardings(mesh: Mesh, state: Any, split: Split = replicated) -> Any:
       for `out_shardings`, so that an epoch returns the state as it got it.
 
     Raises:
-      ValueError: if an axis of an array cannot be divided by that of the mesh.
+      ValueError: if an axis of an array cannot be divided by that of the mesh, or if
+        the mesh has an explicit `seeds` axis.
     """
     lead = (SEEDS,) if SEEDS in mesh.axis_names else ()
+    if lead and _is_explicit(mesh, SEEDS):
+        raise ValueError(
+            "state_shardings: the mesh has an explicit axis 'seeds', over which "
+            "jax.vmap cannot tell how to split the examples that it gathers; expected "
+            "automatic ones, of pcjax.sharding.make_mesh or of jax.make_mesh(..., "
+            "axis_types=(jax.sharding.AxisType.Auto,) * number_of_axes)."
+        )
 
     def sharding(path, leaf):
         name = f"the state's {jax.tree_util.keystr(path)}"
@@ -220,7 +230,10 @@ def split_batches(mesh: Mesh, prepare: Prepare) -> Prepare:
 
     def prepare_split(images, labels):
         _check_divisible("split_batches", "a batch", len(images), mesh, BATCH)
-        return jax.lax.with_sharding_constraint(prepare(images, labels), sharding)
+        split = jax.lax.with_sharding_constraint
+        if _is_explicit(mesh, BATCH):  # a part of the type, which no hint can change
+            split = jax.sharding.reshard
+        return split(prepare(images, labels), sharding)
 
     return prepare_split
 
@@ -232,6 +245,11 @@ def _place(tree: Any, shardings: Any) -> Any:
         return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
     # Devices of other processes are reached by a program that all of them run.
     return jax.jit(lambda values: values, out_shardings=shardings)(tree)
+
+
+def _is_explicit(mesh: Mesh, axis: str) -> bool:
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return types[axis] == AxisType.Explicit
 
 
 def _check_divisible(

@@ -14,6 +14,7 @@ import pytest
 import pcjax
 from benchmarks import hlo
 from pcjax import training
+from pcjax.optimizers import finite
 from pcjax.training import evaluation, sharding
 from tests.problems import compilations, dense_case, make, quick_jit
 
@@ -314,6 +315,73 @@ def test_epochs_split_the_work_and_keep_state_where_it_lies(layout, at_once):
     assert all(jax.tree.leaves(same))
     have = state.params, state.opt_state, metrics
     assert _distance(have, (want.params, want.opt_state, want_metrics)) < 1e-5
+
+
+EXPLICIT = {
+    "batch": ((8,), ("batch",), sharding.replicated),
+    "batch x model": ((4, 2), ("batch", "model"), SPLIT),
+}
+
+
+@pytest.mark.parametrize("layout", EXPLICIT)
+def test_a_mesh_of_jax_with_explicit_axes_serves_as_well(layout):
+    sizes, names, split = EXPLICIT[layout]
+    mesh, network = jax.make_mesh(sizes, names), pcjax.mlp(SIZES)
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
+    tx = finite.guard(pcjax.mq(1e-3))
+    want, want_metrics = quick_jit(_epoch(None, network, tx))(_state(tx), DATA)
+    state = sharding.place_state(mesh, _state(tx), split)
+    data = sharding.place_data(mesh, DATA)
+    have, metrics = quick_jit(_epoch(mesh, network, tx))(state, data)
+    assert _distance(have.params, want.params) < 1e-6
+    assert _distance((have.opt_state, metrics), (want.opt_state, want_metrics)) < 1e-5
+    assert have.opt_state.count == 2
+    kernel = have.params[0]["kernel"].sharding
+    assert kernel.is_equivalent_to(state.params[0]["kernel"].sharding, 2)
+
+
+def test_seeds_need_a_mesh_with_automatic_axes():
+    mesh = jax.make_mesh((2, 4), ("seeds", "batch"))
+    with pytest.raises(ValueError, match=r"explicit axis 'seeds'.*sharding\.make_mesh"):
+        sharding.place_state(mesh, _state(optax.sgd(0.1), 2))
+    automatic = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 4), ("seeds", "batch"), axis_types=automatic)
+    state = sharding.place_state(mesh, _state(optax.sgd(0.1), 2))
+    assert state.params[0]["kernel"].addressable_shards[0].data.shape == (1, 12, 24)
+
+
+@pytest.mark.parametrize("made", ["outside", "inside"])
+def test_each_device_guards_its_own_network_under_shard_map(made):
+    """One of eight networks has a batch that is not finite, and it alone refuses."""
+    tx = finite.guard(pcjax.mq(1e-2), "skip")
+    update = _update(pcjax.mlp(SIZES), "SeqIL", tx)
+    case = dense_case(SIZES, batch=4)
+    params = _stack([case.params] * 8)
+    states = _stack([tx.init(case.params)] * 8)
+    batch = _stack([(case.inputs * (n + 1), case.targets) for n in range(8)])
+    batch = batch[0].at[3, 0, 0].set(jnp.inf), batch[1]
+
+    def train(params, state, inputs, targets):
+        if made == "inside":
+            state = tx.init(params)
+
+        def iterate(carry, _):
+            return update(*carry, inputs, targets)[:2], None
+
+        return jax.lax.scan(iterate, (params, state), length=2)[0]
+
+    def on_device(*arguments):
+        own = train(*jax.tree.map(lambda x: x[0], arguments))
+        return jax.tree.map(lambda x: x[None], own)
+
+    rows = jax.sharding.PartitionSpec("batch")
+    run = jax.shard_map(on_device, mesh=_mesh(), in_specs=rows, out_specs=rows)
+    have = quick_jit(run)(params, states, *batch)
+    want = quick_jit(jax.vmap(train))(params, states, *batch)
+    assert _distance(have, want) < 1e-5
+    np.testing.assert_array_equal(have[1].refused, [0, 0, 0, 2, 0, 0, 0, 0])
+    moved = jax.tree.map(lambda x, y: np.asarray(x[3] - y[3]), have[0], params)
+    assert all(np.all(x == 0) for x in jax.tree.leaves(moved))
 
 
 def test_without_split_batches_every_device_does_all_the_work():

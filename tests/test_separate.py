@@ -1,0 +1,69 @@
+"""Whether the examples of a batch are separate: told of every layer that mixes them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pcjax
+from pcjax.networks.network import Layer, Network
+from pcjax.networks.separate import check_separate
+from tests import problems
+
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
+
+
+def _with(function):
+    """Two dense layers with a layer between them that has no parameters."""
+    layer = Layer(lambda key, x: {}, lambda params, x: function(x))
+    return Network((pcjax.dense(6), layer, pcjax.dense(4)))
+
+
+def _check(function, inputs=INPUTS):
+    network = _with(function)
+    check_separate(network, network.init(jax.random.key(0), inputs), inputs)
+
+
+@pytest.mark.parametrize("name", ["relu", "conv", "residual", "linen", "nnx"])
+def test_separate_layers_pass(name):
+    case = problems.network_case(name)
+    check_separate(case.network, case.params, case.inputs)
+
+
+# Of all kinds: statistics of the batch, with and without a derivative; neighbours; one
+# pair of examples in one direction alone; order; the batch size.
+MIXING = {
+    "mean": lambda x: x - x.mean(0, keepdims=True),
+    "stopped mean": lambda x: x - jax.lax.stop_gradient(x).mean(0, keepdims=True),
+    "normalised": lambda x: x / jnp.std(x, 0, keepdims=True),
+    "next": lambda x: x + jnp.roll(x, 1, 0),
+    "rank": lambda x: x + jnp.argsort(jnp.argsort(x, 0), 0),
+    "weak": lambda x: x + 1e-4 * x.sum(0, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_layers_that_mix_are_named(name):
+    with pytest.raises(ValueError, match=r"layer 1 mixes .* depends on the others"):
+        _check(MIXING[name])
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 0), (0, 4), (4, 0), (1, 3), (3, 2)])
+def test_a_single_pair_is_found(pair):
+    one, other = pair
+    with pytest.raises(ValueError, match=r"layer 1 mixes .* depends on the others"):
+        _check(lambda x: x.at[one].add(0.1 * x[other]))
+
+
+def test_the_batch_size_is_found():
+    with pytest.raises(ValueError, match=r"layer 1 mixes .* on how many there are"):
+        _check(lambda x: x / x.shape[0])
+
+
+def test_what_is_not_finite_is_no_mixing():
+    _check(lambda x: jnp.log(x))
+
+
+def test_one_example_is_refused():
+    with pytest.raises(ValueError, match=r"two examples or more, .* shape \(1, 6\)"):
+        _check(lambda x: x, INPUTS[:1])
