@@ -40,10 +40,8 @@ class Config(Options):
 
     nets: tuple[str, ...] = tuple(NETS)
     """Rows of the table."""
-    adam_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-    """Learning rates of Adam: how far every parameter moves in a step."""
-    mq_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-    """Learning rates of MQ: how far they move on average, and some much further."""
+    factors: tuple[float, ...] = (1 / 3, 1.0, 3.0)
+    """Multiples of the net's learning rate, the same for every optimizer."""
     start: float = 1e-2
     """The given v."""
     decay: float = 0.999
@@ -57,15 +55,13 @@ class Config(Options):
             raise ValueError(
                 f"--nets must be some of {list(NETS)}, got {unknown or 'none'}."
             )
-        if len(self.adam_rates) != len(self.mq_rates) or not self.mq_rates:
-            raise ValueError(
-                "--adam-rates and --mq-rates must be equally many, got "
-                f"{len(self.adam_rates)} and {len(self.mq_rates)}."
-            )
+        if not self.factors:
+            raise ValueError("--factors must be one number or more, got none.")
 
-    def rates(self, optimizer: str) -> tuple[float, ...]:
-        """Those of an optimizer."""
-        return self.adam_rates if optimizer == "Adam" else self.mq_rates
+    def rates(self, net: str, optimizer: str) -> tuple[float, ...]:
+        """The learning rates of an optimizer on a net."""
+        base = NETS[net].adam_rate if optimizer == "Adam" else NETS[net].mq_rate
+        return tuple(factor * base for factor in self.factors)
 
 
 # Rules and optimizers.
@@ -102,20 +98,26 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     images = config.load()
     results: dict[str, Any] = {}
     for net in config.nets:
-        make, low = NETS[net]
-        network = make(images.train.images.shape[1:], images.num_classes, size)
+        network = NETS[net].make(
+            images.train.images.shape[1:], images.num_classes, size
+        )
         for rule, gradients in RULES.items():
-            trainer = Trainer(network, gradients(network), low, images, config, size)
+            trainer = Trainer(
+                network, gradients(network), NETS[net].low, images, config, size
+            )
             for name, optimizer in OPTIMIZERS.items():
                 part = f"{net}-{rule}-{name}".replace(" ", "_").replace("'", "")
-                rates = config.rates(name)
+                rates = config.rates(net, name)
                 found = run.part(part, partial(trainer.train_all, optimizer, rates))
                 results.setdefault(net, {}).setdefault(rule, {})[name] = found
                 best = 100 * np.max(_accuracies(found))
                 print(f"{net}, {rule}, {name}: {best:.2f} %", flush=True)
     return {
         "dataset": config.dataset_name,
-        "rates": {name: config.rates(name) for name in OPTIMIZERS},
+        "rates": {
+            net: {name: config.rates(net, name) for name in OPTIMIZERS}
+            for net in config.nets
+        },
         "settings": asdict(size),
         "nets": results,
     }
@@ -214,12 +216,12 @@ def claims(results: dict[str, Any]) -> list[Claim]:
             for name, values in best.items():
                 behind = best["Adam"].max() - values.max()
                 highest = report.array(optimizers[name]["highest_loss"])
-                rate = results["rates"][name][int(values.argmax())]
+                rate = results["rates"][net][name][int(values.argmax())]
                 rows.append(
                     Claim(
                         f"{net} by {rule}: {name}, accuracy in %",
                         "-",
-                        f"{100 * values.max():.2f} (rate {rate:g}; highest loss of a "
+                        f"{100 * values.max():.2f} (rate {rate:.1g}; highest loss of a "
                         "batch, by rate: "
                         + ", ".join(f"{x:.3g}" for x in highest.max(1))
                         + ")",
@@ -252,7 +254,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                 for name, found in optimizers.items():
                     values = 100 * _accuracies(found)
                     panel.plot(
-                        results["rates"][name],
+                        results["rates"][net][name],
                         values,
                         label=name,
                         markersize=5,
@@ -263,7 +265,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                 ticks = sorted(
                     {rate for row in results["rates"].values() for rate in row}
                 )
-                panel.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+                panel.set_xticks(ticks, [f"{rate:.1g}" for rate in ticks])
                 panel.set_xticks([], minor=True)
         for panel in panels[-1]:
             panel.set_xlabel("learning rate")
@@ -278,7 +280,7 @@ EXPERIMENT = Experiment(
     title="Where MQ starts, and on which nets it matters",
     sizes={
         "smoke": Size(1, 1, 320, 32, (8, 16, 32), 8, 1, 32),
-        "cpu": Size(2, 1, 5_000, 256, (16, 32, 64), 16, 2, 32),
+        "cpu": Size(4, 1, 5_000, 256, (16, 32, 64), 16, 2),
         "paper": Size(),
     },
     measure=measure,

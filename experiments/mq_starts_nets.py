@@ -111,10 +111,14 @@ class Net(NamedTuple):
     Attributes:
       make: `(shape of an image, classes, size) -> Network`.
       low: what a black pixel becomes; a white one becomes 1.
+      adam_rate: the middle of Adam's learning rates, how far parameters move in a step.
+      mq_rate: the same of MQ: how far they move on average, and some much further.
     """
 
     make: Callable[[tuple[int, ...], int, Size], pcjax.Network]
     low: float
+    adam_rate: float
+    mq_rate: float
 
 
 def _mlp(shape, classes, size):
@@ -141,8 +145,8 @@ def _transformer(shape, classes, size):
 
 
 NETS = {
-    "MLP": Net(_mlp, 0.0),
-    "conv net": Net(_conv, -1.0),
-    "CNN with norms": Net(_normalised, -1.0),
-    "transformer": Net(_transformer, -1.0),
+    "MLP": Net(_mlp, 0.0, 1e-3, 1e-4),
+    "conv net": Net(_conv, -1.0, 1e-3, 3e-4),
+    "CNN with norms": Net(_normalised, -1.0, 1e-3, 1e-3),
+    "transformer": Net(_transformer, -1.0, 1e-3, 1e-3),
 }

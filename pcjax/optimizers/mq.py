@@ -91,17 +91,16 @@ def scale_by_mq(
     layer's weights and bias together, as if the bias were one more column of `W_l`.
 
     The paper's start makes the first step `alpha_l / (alpha_l + r) + alpha_min`, about
-    1 whatever the learning rate: the first update is the gradient itself, and with a
-    lower rate later ones stay as large for no shorter. That suits the paper's nets,
-    whose gradients have entries of about `alpha_l`; where they are much larger the
-    weights are lost in the first iteration. `start=first_gradient` has no such
-    step, whatever the net:
+    1 whatever the learning rate: the first update is the gradient itself, and a lower
+    rate does not make it smaller. That suits the paper's nets, whose gradients are
+    small; on others it can undo the initial weights. `start=first_gradient` makes the
+    first update as large as later ones, by a `v_l` that is the plain mean of the
+    magnitudes until `rho` bounds its memory:
 
         v_l = mean|g_l| where v_l is still 0,    rho_b = min(rho, 1 - 1 / (b + 1))
 
-    so that v_l is the plain mean of the magnitudes until rho bounds its memory. A layer
-    whose gradient vanishes at first (below weights that are 0) starts with the
-    first that does not.
+    so that a layer whose gradient vanishes at first (below weights that are 0) starts
+    with the first that does not.
 
     Numbers may be traced, so that `jax.vmap` runs over grids of them. Under
     `optax.inject_hyperparams` name functions other than schedules in `static_args`.

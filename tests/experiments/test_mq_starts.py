@@ -47,9 +47,7 @@ def test_the_paper_sizes_are_the_papers():
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("mq_starts")
-    config = mq_starts.Config(
-        out=out, nets=("MLP",), adam_rates=(1e-3, 1e-2), mq_rates=(1e-3, 1e-2), seed=3
-    )
+    config = mq_starts.Config(out=out, nets=("MLP",), factors=(10, 100), seed=3)
     size = Size(2, 1, 96, 8, (4, 4), 8, 1, 32)
     experiment = mq_starts.EXPERIMENT._replace(sizes={"smoke": size})
     execute(experiment, config)
@@ -117,7 +115,7 @@ def test_claims_hold_within_two_points_of_adam():
         }
         claims = mq_starts.claims(
             {
-                "rates": dict.fromkeys(mq_starts.OPTIMIZERS, (1e-3, 1e-2)),
+                "rates": {"MLP": dict.fromkeys(mq_starts.OPTIMIZERS, (1e-3, 1e-2))},
                 "nets": {"MLP": {"BP": optimizers}},
             }
         )
@@ -131,7 +129,7 @@ def test_claims_hold_within_two_points_of_adam():
     [
         ({"nets": ("resnet",)}, r"--nets must be some of \['MLP'.* got \['resnet'\]"),
         ({"nets": ()}, "got none"),
-        ({"mq_rates": (1e-3,)}, "must be equally many, got 4 and 1"),
+        ({"factors": ()}, "must be one number or more, got none"),
     ],
 )
 def test_refuses_options(options, message):
