@@ -130,9 +130,9 @@ class Trainer:
                 state, data
             )
 
-        start = _start(task.network, keys, example)
-        opt_state = jax.jit(jax.vmap(optimizer_state))(self._hyper, start.params)
-        self._state = start._replace(opt_state=opt_state)
+        begun = start(task.network, keys, example)
+        opt_state = jax.jit(jax.vmap(optimizer_state))(self._hyper, begun.params)
+        self._state = begun._replace(opt_state=opt_state)
         self._epoch = _compile(
             epoch, (self._hyper, self._state), task.train, donate_argnums=1
         )
@@ -247,15 +247,19 @@ def _evaluated(task: Task) -> dict[str, training.Data]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _start(
+def start(
     network: pcjax.Network, keys: jax.Array, example: jax.Array
 ) -> training.TrainState:
-    """The state of every run but for the optimizer: the same of all methods."""
+    """The state of every run, [runs], but for the optimizer: the same of all methods.
 
-    def start(key):
+    It is a program of its own, compiled once for a network, because to compile the
+    random numbers takes longer than to compile a training iteration.
+    """
+
+    def one(key):
         return training.init_state(network, optax.identity(), key, example)
 
-    return jax.vmap(start)(keys)
+    return jax.vmap(one)(keys)
 
 
 @lru_cache(maxsize=16)
