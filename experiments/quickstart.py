@@ -73,10 +73,11 @@ class Config(Options, Epochs, BatchSize, LearningRate, KeepWeights):
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """Trains all methods in turn."""
+    images = config.load()
     found = adapted(settings("mlp", config.dataset_name), config)
     epochs = size.epochs or min(found.epochs, EPOCHS)
     found = dataclasses.replace(found, epochs=epochs)
-    task = make_task("mlp", config.load(), found)
+    task = make_task("mlp", images, found)
 
     def compilation(trainer: Trainer) -> dict[str, float]:
         return {"compile_seconds": trainer.compile_seconds}

@@ -35,7 +35,7 @@ from experiments.common.methods import Method
 from experiments.common.options import BatchSize, Iterations, LearningRate, adapted
 from experiments.common.settings import Settings, settings
 from experiments.common.tasks import Task, make_task
-from pcjax import training
+from experiments.common.trainer import start
 
 METHODS = ("IL", "IL-MQ", "IL-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
 
@@ -64,6 +64,11 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     # The normalised step is one of dense layers.
     chosen = [methods.NORMALISED] if config.net == "mlp" else []
     chosen += methods.select(METHODS)
+    if size.iterations <= size.warm_up:
+        raise ValueError(
+            f"--iterations must be above the {size.warm_up} of the warm-up, got "
+            f"{size.iterations}."
+        )
     keys = jax.random.split(jax.random.key(config.seed), size.seeds)
     found_of: dict[str, list] = {}
     with Parts(run, len(chosen) * len(keys)) as parts:
@@ -85,7 +90,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
 
 
 def trainer(method: Method, task: Task, settings: Settings, size: Size) -> Any:
-    """A compiled function `key -> mean magnitudes [L]` of a whole training."""
+    """A function `key -> mean magnitudes [L]` of a whole training, compiled once."""
     # The normalised step takes no rate.
     tx = method.optimizer(settings.learning_rates.get(method.name, 1.0), settings)
     step_size = method.step_size(settings)
@@ -94,13 +99,11 @@ def trainer(method: Method, task: Task, settings: Settings, size: Size) -> Any:
     images, labels = task.train
 
     @jax.jit
-    def train(key):
-        state = training.init_state(task.network, tx, key, task.example())
-
+    def train(begun):
         def iterate(carry, t):
             params, opt_state, total = carry
             index = jax.random.randint(
-                jax.random.fold_in(state.key, t),
+                jax.random.fold_in(begun.key, t),
                 (settings.batch_size,),
                 0,
                 len(images),
@@ -116,11 +119,15 @@ def trainer(method: Method, task: Task, settings: Settings, size: Size) -> Any:
             return (moved, opt_state, total + counted * jnp.stack(magnitudes)), None
 
         total = jnp.zeros(len(task.network.layers))
-        carry = state.params, state.opt_state, total
+        carry = begun.params, tx.init(begun.params), total
         (_, _, total), _ = jax.lax.scan(iterate, carry, jnp.arange(size.iterations))
         return total / (size.iterations - size.warm_up)
 
-    return train
+    def run(key):
+        begun = start(task.network, key[None], task.example())
+        return train(jax.tree.map(lambda x: x[0], begun))
+
+    return run
 
 
 def ratios(magnitudes: Sequence[Sequence[float]]) -> list[float]:

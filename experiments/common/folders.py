@@ -105,7 +105,7 @@ class Run:
 
     def _check(self, name: str, path: Path, there: dict, here: dict) -> None:
         """Refuses a part of other settings, and notes one of another machine."""
-        if not there:  # written before parts had headers
+        if not there.get("size"):  # written before parts had headers
             return
         if different := differences(_deciding(there), _deciding(here)):
             raise ValueError(
@@ -185,7 +185,7 @@ def clear(folder: Path) -> None:
 
 
 def _deciding(header: dict) -> dict:
-    return {name: header[name] for name in _DECIDES}
+    return {name: header[name] for name in _DECIDES if name in header}
 
 
 def thin(header: dict, free: Sequence[str]) -> dict:

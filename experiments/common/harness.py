@@ -19,7 +19,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -182,7 +183,8 @@ def _refuse_missing_weights(config: Any, folder: Path) -> None:
 def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
     started = time.perf_counter()
     resumed = run.open() if not run.finished_only else True
-    results = plain(experiment.measure(config, size, run))
+    with _compilation(config.preset):
+        results = plain(experiment.measure(config, size, run))
     found = {**run.header, "results": results}
     if run.unfinished:
         found["unfinished"] = run.unfinished
@@ -199,6 +201,18 @@ def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
     write_json(run.folder / "results.json", found)
     run.close()
     return found
+
+
+@contextmanager
+def _compilation(preset: str) -> Iterator[None]:
+    """At smoke, machine code is not optimised: compiling it takes most of the time."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, before or preset == "smoke")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _header(experiment: Experiment, config: Any, size: Any) -> dict:

@@ -1,6 +1,7 @@
 """What is trained on what: the paper's nets on a data set."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -77,36 +78,50 @@ def make_task(
     train, held_out = _subset(images.train, train_images, classes), None
     if validation:
         train, held_out = validation_split(train, validation, seed=0)
-    scaled = {"low": settings.low, "high": settings.high}
-    if net == "autoencoder":
-        network = pcjax.autoencoder((pixels, *settings.hidden, pixels))
-        output = pcjax.sigmoid
-        prepare = training.reconstruction(**scaled)
-        measure = evaluation.reconstruction_measures(output)
-    else:
-        network = (
-            pcjax.mlp([pixels, *settings.hidden, classes])
-            if net == "mlp"
-            else pcjax.convnet(
-                classes, features=settings.hidden, kernel_sizes=settings.kernel_sizes
-            )
-        )
-        output = pcjax.softmax
-        prepare = training.classification(classes, **scaled)
-        measure = evaluation.classification_measures(output)
+    problem = _problem(
+        net,
+        pixels,
+        classes,
+        settings.hidden,
+        settings.kernel_sizes,
+        (settings.low, settings.high),
+    )
 
     def put(split: Split) -> training.Data:
         return training.device_data(split.images, split.labels, classes)
 
     return Task(
-        network,
-        output,
-        prepare,
-        measure,
+        *problem,
         put(train),
         put(images.test),
         None if held_out is None else put(held_out),
     )
+
+
+@lru_cache(maxsize=16)  # what is the same is compiled for once
+def _problem(
+    net: Net,
+    pixels: int,
+    classes: int,
+    hidden: tuple[int, ...],
+    kernel_sizes: tuple[int, ...],
+    scale: tuple[float, float],
+) -> tuple[pcjax.Network, pcjax.Output, training.Prepare, evaluation.Measure]:
+    """Network, output, and what makes inputs and measures."""
+    scaled = dict(zip(("low", "high"), scale, strict=True))
+    if net == "autoencoder":
+        network = pcjax.autoencoder((pixels, *hidden, pixels))
+        output = pcjax.sigmoid
+        measure = evaluation.reconstruction_measures(output)
+        return network, output, training.reconstruction(**scaled), measure
+    network = (
+        pcjax.mlp([pixels, *hidden, classes])
+        if net == "mlp"
+        else pcjax.convnet(classes, features=hidden, kernel_sizes=kernel_sizes)
+    )
+    output = pcjax.softmax
+    measure = evaluation.classification_measures(output)
+    return network, output, training.classification(classes, **scaled), measure
 
 
 def _subset(split: Split, count: int | None, classes: int) -> Split:

@@ -8,13 +8,16 @@ trainer that finds checkpoints goes on from them, and gives the same numbers to 
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+import pcjax
 from experiments.common.folders import plain
 from experiments.common.methods import Hyper, Method
 from experiments.common.refusals import mean_of_kept, raise_if_refused
@@ -61,7 +64,7 @@ class Trainer:
     Attributes:
       name: of the method.
       records: the epochs so far, those before an interruption included.
-      compile_seconds: what it took to trace and compile epoch and evaluation.
+      compile_seconds: what it took to trace and compile an epoch.
       optimizer_state_bytes: memory of the optimizer's state, for one run.
     """
 
@@ -115,12 +118,11 @@ class Trainer:
             self.records = [_record(entry) for entry in found.record]
 
     def _compile(self, keys: jax.Array) -> None:
-        """Makes the state of every run, and the programs of an epoch and evaluation."""
+        """Makes the state of every run, and the program of an epoch."""
         task, example = self._task, self._task.example()
 
-        def init(hyper, key):
-            _, tx = self._rule(hyper)
-            return training.init_state(task.network, tx, key, example)
+        def optimizer_state(hyper, params):
+            return self._rule(hyper)[1].init(params)
 
         def epoch(hyper, state, data):
             update, _ = self._rule(hyper)
@@ -128,21 +130,12 @@ class Trainer:
                 state, data
             )
 
-        def evaluate(state, data):
-            measure = evaluation.make_evaluation(
-                task.network, task.prepare, task.measure
-            )
-            return measure(state.params, data)
-
-        self._state = jax.jit(jax.vmap(init))(self._hyper, keys)
+        begun = start(task.network, keys, example)
+        opt_state = jax.jit(jax.vmap(optimizer_state))(self._hyper, begun.params)
+        self._state = begun._replace(opt_state=opt_state)
         self._epoch = _compile(
             epoch, (self._hyper, self._state), task.train, donate_argnums=1
         )
-        sizes = {len(data.images): data for data in self._data.values()}
-        self._evaluate = {
-            size: _compile(evaluate, (self._state,), data)
-            for size, data in sizes.items()
-        }
 
     def _rule(self, hyper: Hyper) -> tuple[Any, Any]:
         """The training iteration and its optimizer."""
@@ -186,8 +179,9 @@ class Trainer:
 
     def _measure(self, data: training.Data) -> dict[str, np.ndarray]:
         """The measures of a data set by name, each [runs]."""
-        evaluate = self._evaluate[len(data.images)]
-        values = jax.device_get(evaluate(self._state, data))
+        task = self._task
+        evaluate = _evaluation(task.network, task.prepare, task.measure)
+        values = jax.device_get(evaluate(self._state.params, data))
         named = values._asdict() if hasattr(values, "_asdict") else {"loss": values}
         return {name: np.asarray(row, np.float64) for name, row in named.items()}
 
@@ -252,19 +246,52 @@ def _evaluated(task: Task) -> dict[str, training.Data]:
     return found
 
 
+@partial(jax.jit, static_argnums=0)
+def start(
+    network: pcjax.Network, keys: jax.Array, example: jax.Array
+) -> training.TrainState:
+    """The state of every run, [runs], but for the optimizer: the same of all methods.
+
+    It is a program of its own, compiled once for a network, because to compile the
+    random numbers takes longer than to compile a training iteration.
+    """
+
+    def one(key):
+        return training.init_state(network, optax.identity(), key, example)
+
+    return jax.vmap(one)(keys)
+
+
+@lru_cache(maxsize=16)
+def _evaluation(
+    network: pcjax.Network, prepare: training.Prepare, measure: evaluation.Measure
+) -> Callable:
+    """`(params of all runs, data) -> measures`, compiled once for all methods."""
+    evaluate = evaluation.make_evaluation(network, prepare, measure)
+    return jax.jit(_over_runs(evaluate))
+
+
 def _compile(function: Callable, runs: tuple, data: Any, **options) -> Callable:
     """Compiles `function(*runs, data)` over a leading axis of the runs' trees."""
+    return jax.jit(_over_runs(function), **options).lower(*runs, data).compile()
+
+
+def _over_runs(function: Callable) -> Callable:
+    """`function(*runs, data)` over a leading axis of the runs' trees."""
 
     def one(*arguments):
         *runs, data = arguments
         result = function(*jax.tree.map(lambda x: x[0], runs), data)
         return jax.tree.map(lambda x: x[None], result)
 
-    # XLA transposes every weight gradient of a batched product over one network.
-    single = len(jax.tree.leaves(runs)[0]) == 1
-    axes = (*(0 for _ in runs), None)
-    mapped = one if single else jax.vmap(function, in_axes=axes)
-    return jax.jit(mapped, **options).lower(*runs, data).compile()
+    def mapped(*arguments):
+        # XLA transposes every weight gradient of a batched product over one network.
+        if len(jax.tree.leaves(arguments[0])[0]) == 1:
+            return one(*arguments)
+        axes = (*(0 for _ in arguments[:-1]), None)
+        return jax.vmap(function, in_axes=axes)(*arguments)
+
+    return mapped
 
 
 def _record(entry: dict) -> Record:

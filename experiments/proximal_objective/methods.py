@@ -107,11 +107,12 @@ def train(kind: Kind, task: Task, found: Settings, iterations: int, key: jax.Arr
     state = training.init_state(task.network, tx, key, task.example())
     count, size = len(task.train.images), min(found.batch_size, len(task.train.images))
     steps = count // size  # of an epoch; a last short batch is dropped
-    epochs = [
-        jax.random.permutation(jax.random.fold_in(state.key, epoch), count)
-        for epoch in range(-(-iterations // steps))
-    ]
-    order = jnp.concatenate([epoch[: steps * size] for epoch in epochs])
+
+    def shuffled(epoch):
+        return jax.random.permutation(jax.random.fold_in(state.key, epoch), count)
+
+    epochs = jax.vmap(shuffled)(jnp.arange(-(-iterations // steps)))
+    order = epochs[:, : steps * size]
 
     def iterate(carry, index):
         params, opt_state = carry

@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import folders
+from experiments import tune
+from experiments.common import folders, live
 from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.options import (
+    BatchSize,
+    Epochs,
+    LearningRate,
+    adapted,
+    resized,
+)
+from experiments.common.settings import settings
 from pcjax.checkpoints.locks import FolderLock
 
 
@@ -46,14 +55,24 @@ class Counted:
         return {"a": first, "b": second}
 
 
-def test_an_interrupted_experiment_goes_on(tmp_path):
+def test_an_interrupted_experiment_goes_on(tmp_path, capsys):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     execute(Counted().experiment, Options(out=whole))
     interrupted = Counted(fail=True)
-    with pytest.raises(KeyboardInterrupt):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
         execute(interrupted.experiment, Options(out=broken))
+    assert ended.value.code == 130
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert f"kept in {broken}; to go on: python -m " in shown
+    with pytest.raises(SystemExit, match="b is not finished in"):
+        execute(Counted().experiment, Options(out=broken, finished_only=True))
     resumed = Counted()
     found = execute(resumed.experiment, Options(out=broken))
+    shown = capsys.readouterr().out
+    assert f"{broken}: going on with an interrupted run" in shown
+    assert "a: finished before in 0 s, taken from" in shown
     assert (interrupted.calls, resumed.calls) == (["a"], ["b"])
     assert found["results"] == {"a": [0, 1 / 3, 2 / 3], "b": 2.0}
     results = [(path / "results.json").read_bytes() for path in (whole, broken)]
@@ -77,6 +96,7 @@ def test_a_finished_experiment_is_not_run_again(tmp_path, capsys):
     assert (tmp_path / "plot.png").exists()  # figures are drawn anew
     shown = capsys.readouterr().out
     assert "holds" in shown
+    assert "finished before, nothing is run" in shown
     assert "another" in shown
 
 
@@ -86,6 +106,99 @@ def test_other_settings_are_refused(tmp_path):
         execute(Counted().experiment, Options(out=tmp_path, seeds=5))
     with pytest.raises(SystemExit, match=r"config\.preset is smoke there, cpu here"):
         execute(Counted().experiment, Options(out=tmp_path, preset="cpu"))
+
+
+def test_a_run_of_other_settings_is_replaced_on_request(tmp_path):
+    execute(Counted().experiment, Options(out=tmp_path))
+    anew = Counted()
+    found = execute(anew.experiment, Options(out=tmp_path, seeds=5, replace=True))
+    assert anew.calls == ["a", "b"]
+    assert len(found["results"]["a"]) == 5
+
+
+def test_what_depends_on_chance_is_not_judged_at_smoke(tmp_path, capsys):
+    experiment = Counted().experiment._replace(exact=False)
+    found = execute(experiment, Options(out=tmp_path))
+    assert found["claims"][0]["holds"] == "undecided"
+    assert "not decided" in capsys.readouterr().out
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"file.out cannot be used: .*--out"):
+        execute(Counted().experiment, Options(out=tmp_path / "file" / "out"))
+
+
+@dataclass(frozen=True)
+class Training(Options, Epochs, BatchSize, LearningRate):
+    pass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    seeds: int = 1
+    epochs: tuple[int | None, int] = (None, 2)
+
+
+def test_options_of_training_change_size_and_settings():
+    config = Training(epochs=7, batch_size=5, learning_rate=0.5)
+    assert resized(Sizes(), config).epochs == (7, 7)
+    assert resized(Sizes(), Training()) == Sizes()
+    found = settings("mlp", "digits")
+    changed = adapted(found, config)
+    assert changed.batch_size == 5
+    assert set(changed.learning_rates.values()) == {0.5}
+    assert adapted(found, Training()) == found
+    assert adapted(found, Options()) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"batch_size": -3}, "--batch-size must be at least 1, got -3"),
+        ({"learning_rate": -0.1}, "--learning-rate must be positive, got -0.1"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be positive, got nan"),
+    ],
+)
+def test_bad_options_of_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        Training(**options)
+
+
+@pytest.mark.parametrize("name", ["rates", "factors", "step_sizes"])
+def test_tune_refuses_rates_that_are_not_positive(name):
+    with pytest.raises(ValueError, match="must be positive, got -1"):
+        tune.Config(**{name: (0.1, -1.0)})
+    with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+        tune.Config(held_out=1.0)
+
+
+def test_a_part_of_another_run(tmp_path):
+    """It is taken if the runs differ in what is free alone."""
+
+    def header(**changes):
+        config = {"net": "mlp", "methods": ["BP"]} | changes
+        return {"config": config, "size": {"seeds": 2}, "device": "cpu"}
+
+    path = tmp_path / "parts" / "x.json"
+    Run(tmp_path, header(), free=("methods",)).part("x", lambda: 1)
+    other = Run(tmp_path, header(methods=["IL"]), free=("methods",))
+    assert other.part("x", lambda: 2) == 1
+    with pytest.raises(ValueError, match=r"other settings \(config.net is mlp there"):
+        Run(tmp_path, header(net="conv"), free=("methods",)).part("x", lambda: 2)
+    elsewhere = Run(tmp_path, header() | {"device": "gpu"}, free=("methods",))
+    assert elsewhere.part("x", lambda: 2) == 1
+    assert elsewhere.elsewhere == {"x": "device is cpu there, gpu here"}
+    path.write_text('{"value": 3, "seconds": 1}')  # of before parts had headers
+    assert Run(tmp_path, header()).part("x", lambda: 2) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(41.2, "41 s"), (754, "13 min"), (12345, "3.4 h")]
+)
+def test_the_time_left_is_a_number(seconds, text):
+    assert live.time_left(seconds) == f"{text} left"
 
 
 def test_sizes_may_depend_on_the_options(tmp_path):

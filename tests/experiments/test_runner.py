@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +18,13 @@ import pytest
 
 import pcjax
 from experiments.common import data, runner, trainer
+from experiments.common.folders import UnfinishedError
 from experiments.common.harness import Run
 from experiments.common.methods import Hyper, select
 from experiments.common.settings import settings
 from experiments.common.tasks import make_task
 from pcjax import training
+from pcjax.checkpoints import Checkpoints
 from pcjax.optimizers import finite
 
 ROOT = Path(__file__).parents[2]
@@ -269,3 +273,95 @@ def test_curves_are_what_the_records_hold(task, tmp_path):
     without = runner.timeless(run, "part", trained)
     assert "seconds" not in without["BP"]
     assert run.seconds["part, per epoch"]["BP"] == trained["BP"]["seconds"]
+
+
+def _train(folder, task, names, **options):
+    """Trains methods, each as a part of its own, with a header of them."""
+    finished_only = options.pop("finished_only", False)
+    header = {"config": {"methods": names}, "size": {"seeds": 2}}
+    run = Run(folder, header, free=("methods",), finished_only=finished_only)
+    plan = runner.Plan(epochs=2, in_turn=False)._replace(**options)
+    keys = jax.random.split(jax.random.key(0), 2)
+    return run, runner.train_methods(run, "mlp", task, select(names), SMALL, keys, plan)
+
+
+def test_parts_of_runs_of_other_methods_finish_as_one(task, tmp_path, capsys):
+    one, two, both = (tmp_path / name for name in ("one", "two", "both"))
+    _, first = _train(one, task, ["BP"])
+    _, second = _train(two, task, ["SeqIL-MQ"])
+    (both / "parts").mkdir(parents=True)
+    for part in (one / "parts" / "mlp-BP.json", two / "parts" / "mlp-SeqIL-MQ.json"):
+        (both / "parts" / part.name).write_bytes(part.read_bytes())
+    capsys.readouterr()
+    run, merged = _train(both, task, ["BP", "SeqIL-MQ"])
+    assert merged == first | second
+    assert "epoch" not in capsys.readouterr().out  # nothing was trained
+    run, some = _train(both, task, ["BP", "SeqIL-MQ", "SeqIL"], finished_only=True)
+    assert some == merged
+    assert run.unfinished == ["SeqIL"]
+    run.close()
+    assert (both / "parts" / "mlp-BP.json").exists()  # there is more to do
+    with pytest.raises(UnfinishedError, match="No method of mlp is finished"):
+        _train(tmp_path / "none", task, ["BP"], finished_only=True)
+    with pytest.raises(ValueError, match="has 2 epochs of 2 networks, expected 3 of 2"):
+        _train(both, task, ["BP"], epochs=3)
+    run, _ = _train(both, task, ["BP"])
+    run.close()
+    assert (both / "parts").exists()  # of SeqIL-MQ, which this run has not asked for
+    run, _ = _train(both, task, ["BP", "SeqIL-MQ"])
+    run.close()
+    assert not (both / "parts").exists()
+
+
+def test_weights_are_kept_on_request(task, tmp_path):
+    """pcjax.checkpoints reads them, and flax's own layers compute with them."""
+    names = ["SeqIL-MQ"]
+    last = {}
+
+    def seen(one):
+        images = task.test.images[:5]
+        last["logits"] = one.logits(images)
+        return {}
+
+    _train(tmp_path, task, names, keep_weights=True, extra=seen)
+    inputs, _ = task.prepare(task.test.images[:5], task.test.labels[:5])
+    template = task.network.init(jax.random.key(9), inputs)
+    for seed in range(2):
+        folder = tmp_path / "weights" / "SeqIL-MQ" / str(seed)
+        with Checkpoints(folder) as checkpoints:
+            found = checkpoints.restore(template)
+        assert (found.step, found.record["method"]) == (2, "SeqIL-MQ")
+        hidden = inputs.reshape(5, -1)
+        for index, params in enumerate(found.state):
+            layer = nn.Dense(len(params["bias"]))
+            hidden = layer.apply(
+                {"params": params}, nn.relu(hidden) if index else hidden
+            )
+        np.testing.assert_allclose(hidden, last["logits"][seed], rtol=1e-4, atol=1e-5)
+    _train(tmp_path / "without", task, names)
+    with pytest.raises(ValueError, match="was finished without its weights"):
+        _train(tmp_path / "without", task, names, keep_weights=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "experiments.classification", "--epochs", "9999"]
+    process = subprocess.Popen(
+        [*command, "--methods", "BP", "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "epoch 3/9999" in line:
+            assert re.search(r"  \d[\d.]* (s|min|h) left$", line.rstrip())
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.count("\n") == 1, errors
+    assert errors.startswith(
+        f"Interrupted. What is done is kept in {tmp_path / 'out'};"
+    )
+    assert "to go on: python -m experiments.classification --epochs 9999 " in errors

@@ -1,5 +1,7 @@
 """Settings, tasks and methods of the experiments."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 import pcjax
 from experiments.common import data
-from experiments.common.methods import METHODS, select
+from experiments.common.methods import METHODS, MethodName, select
 from experiments.common.settings import _SETTINGS, settings
 from experiments.common.tasks import make_task
 
@@ -29,6 +31,10 @@ def test_settings_of_the_paper():
     assert settings("autoencoder", "cifar10").num_steps == 6
     with pytest.raises(ValueError, match=r"'mlp' on 'tiny_imagenet', only on \['cifar"):
         settings("mlp", "tiny_imagenet")
+
+
+def test_help_lists_all_methods():
+    assert get_args(MethodName) == tuple(method.name for method in METHODS)
 
 
 def test_select():
