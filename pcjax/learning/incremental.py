@@ -40,7 +40,8 @@ def incremental(
     Args:
       network: L layers, a chain or a graph.
       method: `simultaneous(...)` or `sequential(...)`.
-      tx: an optax transform of the weight gradients.
+      tx: an optax transform of the weight gradients; one that asks for the loss is
+        given the mean free energy of the state as `value=`.
       output: link and loss of the last layer.
       clamp: `full_clamp` or `soft_clamp(gamma_L)`.
       gamma: see `free_energy`.
@@ -76,7 +77,8 @@ def _update(problem, method, tx, params, opt_state, inputs, targets, start: Star
     def step(t, view, carry, params, opt_state):
         carry = advance(method, t, view, carry)
         grads = like_params(params, pulled_gradients(view))
-        return carry, *descend(tx, grads, opt_state, params)
+        value = jnp.mean(state_energy(problem, view.state, t))
+        return carry, *descend(tx, grads, opt_state, params, value=value)
 
     def iterate(carry, t):
         carry, _ = carry

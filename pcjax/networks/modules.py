@@ -21,7 +21,8 @@ def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:
     {'bias': (2,), 'kernel': (3, 2)}
 
     Args:
-      module: any linen module called with one array [B, ...].
+      module: any linen module called with one array [B, ...], or in a graph with one
+        for each activity that the layer reads.
       activation: see `Layer.activation`; only needed with a decay term.
 
     Returns:
@@ -35,8 +36,8 @@ def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:
     """
     name = type(module).__name__
 
-    def init(key: jax.Array, inputs: jax.Array) -> Params:
-        variables = module.init(key, inputs)
+    def init(key: jax.Array, *inputs: jax.Array) -> Params:
+        variables = module.init(key, *inputs)
         others = sorted(set(variables) - {"params"})
         if others:
             raise ValueError(
@@ -44,18 +45,18 @@ def from_linen(module: nn.Module, activation: Activation = linear) -> Layer:
                 "a layer must be stateless."
             )
         params = variables.get("params", {})
-        jax.eval_shape(apply, params, inputs)  # refuses random keys right here
+        jax.eval_shape(apply, params, *inputs)  # refuses random keys right here
         return params
 
-    def apply(params: Params, inputs: jax.Array) -> jax.Array:
+    def apply(params: Params, *inputs: jax.Array) -> jax.Array:
         try:
-            outputs: Any = module.apply({"params": params}, inputs)
+            outputs: Any = module.apply({"params": params}, *inputs)
         except flax.errors.InvalidRngError as error:
             raise ValueError(
                 f"from_linen: {name} asks for random keys when applied (dropout?), but "
                 f"a layer must be deterministic: {error}"
             ) from error
-        return _one_array(f"from_linen: {name}", inputs, outputs)
+        return _one_array(f"from_linen: {name}", inputs[0], outputs)
 
     return Layer(init, apply, activation)
 
@@ -110,15 +111,15 @@ def from_nnx(
     # Shapes alone, so that no parameters are kept alive.
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), filled)
 
-    def init(key: jax.Array, inputs: jax.Array) -> Params:
+    def init(key: jax.Array, *inputs: jax.Array) -> Params:
         del inputs  # an nnx module knows its shapes
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
-    def apply(params: Params, inputs: jax.Array) -> jax.Array:
+    def apply(params: Params, *inputs: jax.Array) -> jax.Array:
         state: Any = jax.tree.map(lambda leaf: leaf, template)  # a copy to fill
         nnx.replace_by_pure_dict(state, params)
         merged: Any = nnx.merge(graph, state, constants)
-        return _one_array(name, inputs, merged(inputs))
+        return _one_array(name, inputs[0], merged(*inputs))
 
     return Layer(init, apply, activation)
 

@@ -100,7 +100,7 @@ def _replacements(inputs: jax.Array) -> jax.Array:
 
 def _agree(found: jax.Array, expected: jax.Array, tolerance: float) -> bool:
     """Whether two arrays agree up to a part of the largest entry."""
-    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
-    finite = np.abs(expected[np.isfinite(expected)])
+    have, want = (np.asarray(x, np.float64) for x in (found, expected))
+    finite = np.abs(want[np.isfinite(want)])
     atol = tolerance * np.max(finite, initial=0)
-    return np.allclose(found, expected, rtol=0, atol=atol, equal_nan=True)
+    return np.allclose(have, want, rtol=0, atol=atol, equal_nan=True)

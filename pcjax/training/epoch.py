@@ -176,15 +176,16 @@ def make_update(grad_fn: GradFn, tx: optax.GradientTransformation) -> Update:
 
     Returns:
       `update(params, opt_state, inputs, targets) -> (params, opt_state, (energy,
-      info))`, the signature `pcjax.incremental` has too.
+      info))`, the signature `pcjax.incremental` has too. What else it is given by
+      name, such as a `key=`, goes on to `grad_fn`.
 
     Raises:
       TypeError: if `tx` is no optax transform.
     """
     check_parts("make_update", tx=tx)
 
-    def update(params, opt_state, inputs, targets):
-        (energy, info), grads = grad_fn(params, inputs, targets)
+    def update(params, opt_state, inputs, targets, **start):
+        (energy, info), grads = grad_fn(params, inputs, targets, **start)
         loss = mean(getattr(info, "loss", energy))
         params, opt_state = descend(tx, grads, opt_state, params, value=loss)
         return params, opt_state, (energy, info)
