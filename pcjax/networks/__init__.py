@@ -2,7 +2,8 @@
 
 `network` defines layers and networks of them, `layers` holds the dense and
 convolutional layers, `nets` the paper's nets, `modules` makes layers of flax modules,
-and `outputs` holds the links, losses and clamps of the last layer.
+`outputs` holds the links, losses and clamps of the last layer, and `separate` checks
+that no layer mixes examples.
 """
 
 from pcjax.networks.layers import add, conv, dense, skip
@@ -26,6 +27,7 @@ from pcjax.networks.outputs import (
     soft_clamp,
     softmax,
 )
+from pcjax.networks.separate import check_separate
 
 __all__ = [
     "Activation",
@@ -37,6 +39,7 @@ __all__ = [
     "Params",
     "add",
     "autoencoder",
+    "check_separate",
     "conv",
     "convnet",
     "dense",

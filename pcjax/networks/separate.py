@@ -39,7 +39,7 @@ def check_separate(
     ValueError: check_separate: layer 1 mixes the examples of a batch: what it ...
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       params: their parameters. Freshly drawn ones hide a layer that is 0 at first.
       inputs: [B, ...], two examples or more, such as random numbers. Not traced.
 
@@ -55,7 +55,8 @@ def check_separate(
     below = (inputs, *feedforward(network, params, inputs)[:-1])
     for index, layer in enumerate(network.layers):
         apply = jax.jit(partial(layer.apply, params[index]))
-        if found := _mixing(apply, jnp.asarray(below[index])):
+        read = [jnp.asarray(below[i]) for i in network.reads[index]]
+        if found := _mixing(apply, read):
             raise ValueError(
                 f"check_separate: layer {index} mixes the examples of a batch: what it "
                 f"predicts for one depends on {found}. Inference moves every example "
@@ -64,22 +65,25 @@ def check_separate(
             )
 
 
-def _mixing(apply: Callable, inputs: jax.Array) -> str:
+def _mixing(apply: Callable, inputs: Sequence[jax.Array]) -> str:
     """What the prediction of an example depends on besides the example, if anything."""
-    numbers = np.arange(inputs.shape[0])
-    others = _replacements(inputs)
-    expected = apply(inputs)
+    numbers = np.arange(inputs[0].shape[0])
+    others = [_replacements(h) for h in inputs]
+    expected = apply(*inputs)
     eps = float(jnp.finfo(expected.dtype).eps)
     for bit in range(int(numbers[-1]).bit_length()):
         for value in (0, 1):
             kept = (numbers >> bit) % 2 == value
-            rows = kept.reshape(-1, *[1] * (inputs.ndim - 1))
-            found = apply(jnp.where(rows, inputs, others))
+            mixed = [
+                jnp.where(kept.reshape(-1, *[1] * (h.ndim - 1)), h, other)
+                for h, other in zip(inputs, others, strict=True)
+            ]
+            found = apply(*mixed)
             # The same program, but sums may be taken in an order that varies.
             if not _agree(found[kept], expected[kept], 8 * eps):
                 return "the others"
     # Another program, whose products may be rounded in another way.
-    alone = _agree(apply(inputs[:1]), expected[:1], max(2**8 * eps, 2e-3))
+    alone = _agree(apply(*[h[:1] for h in inputs]), expected[:1], max(2**8 * eps, 2e-3))
     return "" if alone else "how many there are"
 
 
