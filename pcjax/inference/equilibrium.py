@@ -120,7 +120,7 @@ def _to_equilibrium(problem, method, params, inputs, targets, start, tolerance):
         kept = jax.tree.map(
             lambda new, old: jnp.where(_column(active, new), new, old), moved, shifts
         )
-        return t + 1, (kept, opt_state), active, counts + active
+        return t + 1, (kept, opt_state), active, counts + active.astype(counts.dtype)
 
     loop = (jnp.zeros((), jnp.int32), carry, zeros == 0, zeros)
     t, (shifts, _), _, counts = jax.lax.while_loop(unfinished, iterate, loop)

@@ -51,10 +51,10 @@ def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     Losses and energies of half-precision networks are sums that would overflow or
     round.
     """
-    dtype = jnp.dtype(jnp.float32)
-    for array in arrays:
-        dtype = jnp.promote_types(dtype, array.dtype)
-    return tuple(array.astype(dtype) for array in arrays)
+    # Not by `jnp.promote_types`, which refuses in strict promotion.
+    dtypes = (jnp.dtype(jnp.float32), *(array.dtype for array in arrays))
+    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+    return tuple(array.astype(widest) for array in arrays)
 
 
 def _sum_features(values: jax.Array) -> jax.Array:

@@ -1,0 +1,349 @@
+"""What users bring: losses, widths of numbers, trees, tokens, and mistakes."""
+
+from typing import NamedTuple
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from pcjax import training
+from pcjax.inference.equilibrium import infer_to_equilibrium
+from tests import problems
+
+F64 = {"dtype": jnp.float64}
+
+
+def _sum(values):
+    return jnp.sum(values, axis=1)
+
+
+def hinge(logits, targets):
+    return _sum(jnp.maximum(0, 1 - (2 * targets - 1) * logits))
+
+
+def huber(logits, targets):
+    return _sum(optax.huber_loss(logits, targets, delta=0.3))
+
+
+def poisson(logits, targets):
+    return _sum(jnp.exp(logits) - targets * logits)
+
+
+def gaussian(logits, targets):
+    """Mean and log variance in the two halves of the logits."""
+    mean, log_variance = jnp.split(logits, 2, axis=1)
+    values, _ = jnp.split(targets, 2, axis=1)
+    return _sum(0.5 * ((values - mean) ** 2 * jnp.exp(-log_variance) + log_variance))
+
+
+MASK = jnp.array([[0.0, 0.0, -jnp.inf, 0.0]])
+
+
+def masked(logits, targets):
+    return pcjax.softmax.loss(logits + MASK.astype(logits.dtype), targets)
+
+
+LOSSES = {
+    "hinge": hinge,
+    "Huber": huber,
+    "Poisson": poisson,
+    "heteroscedastic": gaussian,
+    "masked cross-entropy": masked,
+}
+
+
+def case_of_loss(name):
+    case = problems.dense_case((6, 7, 8, 4), **F64)
+    if name == "masked cross-entropy":
+        targets = case.targets.at[:, 2].set(0)
+        targets = targets / targets.sum(1, keepdims=True)
+        case = case._replace(targets=targets)
+    return case
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_loss_is_descended(x64, name):
+    case, loss = case_of_loss(name), LOSSES[name]
+    output = pcjax.Output(lambda logits: logits, loss)
+    step = 1e-8
+    grad_fn = pcjax.value_and_grad(
+        case.network, pcjax.sequential(1, step), output=output
+    )
+    (energy, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+
+    def mean_loss(params):
+        return jnp.mean(loss(case.network.apply(params, case.inputs), case.targets))
+
+    value, want = jax.value_and_grad(mean_loss)(case.params)
+    np.testing.assert_allclose(info.loss.mean(), value, rtol=1e-12)
+    assert np.isfinite(energy)
+    assert not info.rising.any()
+    # The last layer learns backprop's gradient, the one below it step times that.
+    for have, exact, scale in ((grads[2], want[2], 1), (grads[1], want[1], step)):
+        problems.assert_trees_close(
+            jax.tree.map(lambda g, s=scale: g / s, have), exact, rtol=1e-5, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "identity"])
+def test_closed_errors_are_minus_the_gradient_of_the_loss(x64, name):
+    output = problems.OUTPUTS[name]
+    rng = np.random.default_rng(0)
+    logits, targets = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(2))
+    targets = jax.nn.softmax(targets)
+    derived = output._replace(closed_error=None).error(logits, targets)
+    np.testing.assert_allclose(output.error(logits, targets), derived, atol=1e-12)
+
+
+def test_masked_logits_are_as_if_they_were_not_there():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
+    labels = rng.integers(0, 3, 8)
+
+    def head(classes):
+        def init(key, h):
+            return {"w": jax.random.normal(key, (h.shape[1], 4))[:, :classes]}
+
+        def apply(params, h):
+            mask = jnp.where(jnp.arange(classes) == 3, -jnp.inf, 0.0)
+            return h @ params["w"] + mask[None]
+
+        return pcjax.Layer(init, apply)
+
+    for options in ({}, {"clamp": pcjax.soft_clamp(0.1)}):
+        found = []
+        for classes in (4, 3):
+            network = pcjax.Network((pcjax.dense(5), head(classes)))
+            params = network.init(jax.random.key(0), x)
+            grad_fn = pcjax.value_and_grad(
+                network, pcjax.sequential(3, 0.1), output=pcjax.softmax, **options
+            )
+            found.append(grad_fn(params, x, jax.nn.one_hot(labels, classes)))
+        (energy, info), grads = found[0]
+        (want, other), expected = found[1]
+        np.testing.assert_allclose(energy, want, rtol=1e-5)
+        np.testing.assert_allclose(info.loss, other.loss, rtol=1e-5)
+        problems.assert_trees_close(grads[0], expected[0], rtol=1e-4, atol=1e-6)
+        assert not info.rising.any()
+
+
+def every_rule(network):
+    """All that infers or learns, as functions of `(params, inputs, targets)`."""
+    method, tx = pcjax.sequential(2, 0.1), optax.sgd(0.1)
+    options = {"output": pcjax.softmax}
+    update = pcjax.incremental(network, method, tx, **options)
+    return {
+        "backprop": pcjax.backprop.value_and_grad(network, **options),
+        "infer": lambda *a: pcjax.infer(network, method, *a, **options).state.errors,
+        "value_and_grad": pcjax.value_and_grad(network, method, **options),
+        "error_based": pcjax.value_and_grad(
+            network, pcjax.error_based(2, 0.1), **options
+        ),
+        "incremental": lambda p, x, y: update(p, tx.init(p), x, y)[0],
+        "equilibrium": lambda *a: (
+            infer_to_equilibrium(network, method, *a, **options).state.errors
+        ),
+    }
+
+
+def modules(dtype):
+    return pcjax.Network(
+        (
+            pcjax.from_linen(nn.Dense(5, dtype=dtype)),
+            pcjax.from_linen(nn.Dense(4, dtype=dtype)),
+        )
+    )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_modules_of_half_precision_with_targets_of_float32(dtype, strict):
+    case = problems.make(modules(dtype), (6,), batch=8)
+    exact = every_rule(modules(jnp.float32))
+    promotion = "strict" if strict else "standard"
+    for name, rule in every_rule(case.network).items():
+        # Modules of flax promote by themselves; we do not rely on it.
+        with jax.numpy_dtype_promotion(promotion):
+            found = jax.jit(rule)(*case[1:])
+        want = jax.jit(exact[name])(*case[1:])
+        for have, true in zip(
+            jax.tree.leaves(found), jax.tree.leaves(want), strict=True
+        ):
+            np.testing.assert_allclose(
+                np.asarray(have, np.float32), true, atol=0.05, err_msg=name
+            )
+
+
+def test_nets_of_float32_with_targets_of_float64(x64):
+    case = problems.dense_case()
+    for name, rule in every_rule(case.network).items():
+        wide = case.targets.astype(jnp.float64)
+        found, want = (rule(*case[1:3], y) for y in (wide, case.targets))
+        for have, true in zip(
+            jax.tree.leaves(found), jax.tree.leaves(want), strict=True
+        ):
+            np.testing.assert_allclose(have, true, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_energies_of_half_precision_are_summed_in_float32():
+    # 70,000 terms of 1: beyond the range of float16, below the step of bfloat16.
+    for dtype in (jnp.float16, jnp.bfloat16):
+        logits, targets = jnp.zeros((1, 70_000), dtype), jnp.ones((1, 70_000), dtype)
+        layer = pcjax.Layer(lambda key, h: {}, lambda params, h: h)
+        network = pcjax.Network((layer,))
+        found = pcjax.free_energy(network, ({},), (logits, targets))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, 35_000)
+        (energy, info), _ = pcjax.backprop.value_and_grad(network)(
+            ({},), logits, targets
+        )
+        np.testing.assert_allclose([energy, info.loss[0]], 35_000)
+
+
+class Params(NamedTuple):
+    encoder: dict
+    middle: dict
+    head: dict
+
+
+@pytest.mark.parametrize(
+    "make",
+    [tuple, list, lambda p: Params(*p), lambda p: tuple(map(flax.core.freeze, p))],
+    ids=["tuple", "list", "NamedTuple", "FrozenDict"],
+)
+def test_gradients_have_the_structure_of_the_parameters(make):
+    network = pcjax.Network(tuple(pcjax.from_linen(nn.Dense(n)) for n in (5, 6, 4)))
+    case = problems.make(network, (6,))
+    params = make(case.params)
+    reference = every_rule(network)
+    for name, rule in every_rule(network).items():
+        found = rule(params, *case[2:])
+        want = reference[name](case.params, *case[2:])
+        if name not in ("infer", "equilibrium"):
+            grads = found if name == "incremental" else found[1]
+            assert jax.tree.structure(grads) == jax.tree.structure(params)
+        flat = zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True)
+        for have, true in flat:
+            np.testing.assert_allclose(have, true, rtol=1e-5, atol=1e-6)
+        local = pcjax.local_gradients(
+            network, params, (case.inputs, *network_activities(case), case.targets)
+        )
+        assert jax.tree.structure(local) == jax.tree.structure(params)
+
+
+def network_activities(case):
+    return pcjax.feedforward(*case[:3])[:-1]
+
+
+def test_parameters_that_are_no_floats_are_refused_by_name():
+    def init(key, h):
+        return {"w": jnp.ones((h.shape[1], 4)), "steps": jnp.int32(3)}
+
+    layer = pcjax.Layer(init, lambda params, h: h @ params["w"])
+    network = pcjax.Network((pcjax.dense(5), layer))
+    x, y = jnp.ones((2, 6)), jnp.ones((2, 4))
+    params = network.init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match=r"params\[1\]\['steps'\] must be floats, got"):
+        pcjax.value_and_grad(network, pcjax.sequential(1, 0.1))(params, x, y)
+
+
+def test_layers_that_are_none_are_named():
+    for bad in (nn.Dense(4), (lambda *a: 0, lambda *a: 0), "dense", None):
+        with pytest.raises(TypeError, match=r"Network: layer 1 must be a pcjax\.Layer"):
+            pcjax.Network((pcjax.dense(5), bad))
+    with pytest.raises(TypeError, match="must be a tuple or list of layers, got a sin"):
+        pcjax.Network(pcjax.dense(5))
+    pair = pcjax.Layer(lambda key, h: {}, lambda params, h: (h, h))
+    for layers in ((pair, pcjax.dense(4)), (pcjax.dense(5), pair)):
+        with pytest.raises(
+            ValueError, match=r"layer . must predict one array.*a tuple"
+        ):
+            pcjax.Network(layers).init(jax.random.key(0), jnp.ones((2, 6)))
+    flat = pcjax.Layer(lambda key, h: {}, lambda params, h: h.sum(0, keepdims=True))
+    with pytest.raises(ValueError, match=r"layer 0 must predict .* batch size 2"):
+        pcjax.Network((flat,)).init(jax.random.key(0), jnp.ones((2, 6)))
+
+
+def test_tokens_are_read_by_a_layer_that_says_so(x64):
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 11, (8, 3)), jnp.int32)
+    embed = pcjax.from_linen(nn.Embed(11, 6, param_dtype=jnp.float64))
+    network = pcjax.Network((embed._replace(tokens=True), pcjax.dense(4, jnp.tanh)))
+    params = network.init(jax.random.key(0), tokens)
+    y = jax.nn.one_hot(rng.integers(0, 4, 8), 4, dtype=jnp.float64)
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    method = pcjax.sequential(3, 0.1)
+    (_, info), grads = pcjax.value_and_grad(network, method)(params, tokens, y)
+    want = pcjax.local_gradients(network, params, info.state.activities)
+    problems.assert_trees_close(grads, want)
+    assert jnp.abs(grads[0]["embedding"]).max() > 0
+    tx = optax.sgd(0.1)
+    update = pcjax.incremental(network, method, tx)
+    moved, _, _ = update(params, tx.init(params), tokens, y)
+    assert not np.array_equal(moved[0]["embedding"], params[0]["embedding"])
+    with pytest.raises(TypeError, match="inputs must be integers, since the first"):
+        network.init(jax.random.key(0), tokens.astype(jnp.float32))
+    with pytest.raises(TypeError, match="inputs must be floats, got int32"):
+        pcjax.mlp([3, 4]).init(jax.random.key(0), tokens)
+
+
+def test_mistakes_are_named_by_the_function_that_was_called():
+    case = problems.dense_case()
+    method = pcjax.sequential(1, 0.1)
+
+    def grad_fn(**options):
+        return pcjax.value_and_grad(case.network, method, **options)
+
+    with pytest.raises(ValueError, match="value_and_grad: gamma must be >= 0"):
+        grad_fn(gamma=-1.0)(*case[1:])
+    with pytest.raises(ValueError, match="value_and_grad: decay must be a number"):
+        grad_fn(decay=[1.0])(*case[1:])
+    with pytest.raises(ValueError, match="infer: gamma must be >= 0"):
+        pcjax.infer(case.network, method, *case[1:], gamma=-1.0)
+    with pytest.raises(ValueError, match="infer_to_equilibrium: gamma must be >= 0"):
+        infer_to_equilibrium(case.network, method, *case[1:], gamma=-1.0)
+    with pytest.raises(TypeError, match=r"clamp must be a function of .*soft_clamp\(0"):
+        grad_fn(clamp=pcjax.soft_clamp)
+    for make in (
+        lambda: pcjax.mlp([3, 4, 2], "tanh"),
+        lambda: pcjax.dense(3, "tanh"),
+        lambda: pcjax.conv(3, (3, 3), activation="relu"),
+    ):
+        with pytest.raises(TypeError, match="activation must be a function, such as"):
+            make()
+
+
+def test_methods_of_a_wrong_shape_are_refused():
+    case = problems.dense_case((6, 7, 8, 4))
+
+    def run(step):
+        method = pcjax.Method(1, lambda hidden: (), step)
+        return pcjax.infer(case.network, method, *case[1:])
+
+    for updates in ((), (jnp.zeros((5, 7)),), (jnp.zeros((5, 7)), jnp.zeros((5, 7)))):
+        with pytest.raises(ValueError, match="method: step must return an update for"):
+            run(lambda t, state, gradient, own, updates=updates: (updates, own))
+
+
+def test_optimizers_that_ask_for_the_loss_learn_incrementally():
+    case = problems.dense_case()
+    tx = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1))
+    update = pcjax.incremental(case.network, pcjax.sequential(4, 0.1), tx)
+    _, state, (energy, _) = update(case.params, tx.init(case.params), *case[2:])
+    assert 0 < state[1].best_value <= energy * 1.5
+
+
+def test_a_key_goes_through_a_training_iteration():
+    case = problems.dense_case()
+    noise = optax.add_noise(0.1, 0.0, key=jax.random.key(1))
+    method = pcjax.sequential(2, optimizer=optax.chain(optax.sgd(0.1), noise))
+    tx = optax.sgd(0.1)
+    update = training.make_update(pcjax.value_and_grad(case.network, method), tx)
+    given = case.params, tx.init(case.params), *case[2:]
+    one, two = (update(*given, key=jax.random.key(k))[0] for k in (1, 2))
+    assert not np.array_equal(one[0]["kernel"], two[0]["kernel"])
