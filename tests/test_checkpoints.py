@@ -497,7 +497,7 @@ def test_an_ellipsis_leaves_out_its_own_part_alone(tmp_path):
 
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 def test_states_of_typed_and_untyped_keys_and_of_noise_come_back(tmp_path, make_key):
-    tx = optax.chain(optax.add_noise(0.1, 0.5, key=make_key(1)), optax.sgd(0.1))
+    tx = optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(1)), optax.sgd(0.1))
     network = pcjax.mlp([6, 8, 4])
     state = training.init_state(network, tx, make_key(0), jnp.ones((1, 6)))
     with Checkpoints(tmp_path) as checkpoints:
