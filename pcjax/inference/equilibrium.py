@@ -1,6 +1,5 @@
 """Inference run to equilibrium, and the exact equilibria of linear networks."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -200,9 +199,7 @@ def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibr
     def per_entry(weights, arrays):
         """A weight for every entry of the arrays of an example, [B, n]."""
         columns = [
-            jnp.broadcast_to(
-                jnp.reshape(weight, (-1, 1)), (len(scale), math.prod(array.shape[1:]))
-            )
+            jnp.zeros_like(array.reshape(len(scale), -1)) + jnp.reshape(weight, (-1, 1))
             for weight, array in zip(weights, arrays, strict=True)
         ]
         return jnp.concatenate(columns, axis=1).astype(inputs.dtype)
