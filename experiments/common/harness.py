@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,6 +90,8 @@ class InterruptedRun(SystemExit):
 
 def cli(main: Callable[[Any], Any], config: type) -> None:
     """Runs `main` with the options of the command line."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main(tyro.cli(config, prog=f"python -m {_module()}"))
 
 

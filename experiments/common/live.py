@@ -66,8 +66,8 @@ class Live:
             self._seconds[trainer.name] = [r.seconds for r in trainer.records]
             self._progress.update(self._task, advance=done)
             print(
-                f"{trainer.name:<11} goes on after epoch {done}/{self._epochs} of an "
-                "interrupted run",
+                f"{trainer.name:<11} goes on: {done} of {self._epochs} epochs were "
+                "done by an interrupted run",
                 flush=True,
             )
             self._show(trainer.name, trainer.records[-1])

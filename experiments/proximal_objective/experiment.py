@@ -27,7 +27,7 @@ from experiments.common.harness import Claim, Experiment, Options, Run, execute
 from experiments.common.live import Parts
 from experiments.common.options import BatchSize, Iterations, LearningRate, adapted
 from experiments.common.tasks import Task, make_task
-from experiments.proximal_objective.methods import figure_settings, select, train
+from experiments.proximal_objective.methods import figure_settings, select, trainer
 from experiments.proximal_objective.plots import plot
 from experiments.proximal_objective.rank_one import StepRule, own_updates
 from pcjax import training
@@ -172,9 +172,7 @@ def _measurement(kind, task, found, size, betas) -> Callable[[jax.Array], dict]:
     images = jax.tree.map(lambda rows: rows[: size.images], task.test)
     tx = kind.method.optimizer(found.learning_rates[kind.method.name], found)
 
-    @jax.jit
-    def fit(key):
-        return train(kind, task, found, size.iterations, key)
+    fit = trainer(kind, task, found, size.iterations)
 
     @jax.jit
     def look(params, opt_state):

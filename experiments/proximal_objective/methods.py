@@ -16,12 +16,12 @@ import pcjax
 from experiments.common import methods
 from experiments.common.settings import Settings, settings
 from experiments.common.tasks import Task
+from experiments.common.trainer import start
 from experiments.proximal_objective.rank_one import (
     StepRule,
     normalised_steps,
     optimizer_steps,
 )
-from pcjax import training
 
 
 class Kind(NamedTuple):
@@ -98,21 +98,14 @@ def figure_settings(dataset: str) -> Settings:
     )
 
 
-def train(kind: Kind, task: Task, found: Settings, iterations: int, key: jax.Array):
-    """Trains a network: `(params, opt_state)` after so many iterations."""
+def trainer(kind: Kind, task: Task, found: Settings, iterations: int) -> Callable:
+    """`key -> (params, opt_state)` after so many iterations, compiled once."""
     tx = kind.method.optimizer(found.learning_rates[kind.method.name], found)
     step_size = kind.method.step_size(found)
     recipe = kind.method.rule(found, step_size)
     update = recipe.update(task.network, task.output, tx)
-    state = training.init_state(task.network, tx, key, task.example())
     count, size = len(task.train.images), min(found.batch_size, len(task.train.images))
     steps = count // size  # of an epoch; a last short batch is dropped
-
-    def shuffled(epoch):
-        return jax.random.permutation(jax.random.fold_in(state.key, epoch), count)
-
-    epochs = jax.vmap(shuffled)(jnp.arange(-(-iterations // steps)))
-    order = epochs[:, : steps * size]
 
     def iterate(carry, index):
         params, opt_state = carry
@@ -120,5 +113,17 @@ def train(kind: Kind, task: Task, found: Settings, iterations: int, key: jax.Arr
         params, opt_state, _ = update(params, opt_state, inputs, targets)
         return (params, opt_state), None
 
-    batches = order.reshape(-1, size)[:iterations]
-    return jax.lax.scan(iterate, (state.params, state.opt_state), batches)[0]
+    @jax.jit
+    def fit(params, key):
+        def shuffled(epoch):
+            return jax.random.permutation(jax.random.fold_in(key, epoch), count)
+
+        epochs = jax.vmap(shuffled)(jnp.arange(-(-iterations // steps)))
+        batches = epochs[:, : steps * size].reshape(-1, size)[:iterations]
+        return jax.lax.scan(iterate, (params, tx.init(params)), batches)[0]
+
+    def train(key):
+        begun = start(task.network, key[None], task.example())
+        return fit(*jax.tree.map(lambda x: x[0], (begun.params, begun.key)))
+
+    return train

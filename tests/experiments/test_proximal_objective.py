@@ -204,7 +204,7 @@ def test_training_takes_every_image_of_an_epoch_once(x64):
         method=method._replace(rule=lambda *_: Notes(None), optimizer=optimizer)
     )
     found = dataclasses.replace(settings("mlp", "digits"), batch_size=2)
-    _, (count, seen) = proximal_methods.train(kind, task, found, 7, jax.random.key(0))
+    _, (count, seen) = proximal_methods.trainer(kind, task, found, 7)(jax.random.key(0))
     assert count == 7
     epochs = np.asarray(seen[:6]).reshape(2, 6)
     assert (seen[:7] >= 0).all()
