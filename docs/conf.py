@@ -53,7 +53,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 # Pages with code cells are executed at every build; one that fails fails the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 180
+nb_execution_timeout = 600  # seconds a cell, on a machine that is busy
 nb_execution_in_temp = True
 nb_merge_streams = True
 nb_output_stderr = "remove"
