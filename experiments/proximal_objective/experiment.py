@@ -31,7 +31,7 @@ from experiments.proximal_objective.methods import figure_settings, select, trai
 from experiments.proximal_objective.plots import plot
 from experiments.proximal_objective.rank_one import StepRule, own_updates
 from pcjax import training
-from pcjax.inference.kernel import InferenceState, Problem, state_energy
+from pcjax.inference.state import InferenceState, Problem, state_energy
 
 BETAS = (0.01, 0.1, 1.0, 10.0, 100.0)
 CHUNK = 500  # images that are measured at a time; results do not depend on it

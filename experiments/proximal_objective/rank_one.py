@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from pcjax.energy import weigh
-from pcjax.inference.kernel import InferenceState
+from pcjax.inference.state import InferenceState
 from pcjax.networks.network import Network, Params
 from pcjax.optimizers.normalised import normalised_step_size, squared_norms
 

@@ -12,7 +12,7 @@ from pcjax.inference.equilibrium import (
 )
 from pcjax.inference.kernel import Inference, Method
 from pcjax.inference.methods import error_based, infer, sequential, simultaneous
-from pcjax.inference.origin import InferenceState
+from pcjax.inference.state import InferenceState
 
 __all__ = [
     "Equilibrium",

@@ -12,7 +12,8 @@ from pcjax.checks import check_non_negative, check_parts
 from pcjax.energy import Weights, decay_weights
 from pcjax.inference.kernel import Method, advance, begin
 from pcjax.inference.methods import check_start
-from pcjax.inference.origin import InferenceState, Origin, Problem, View
+from pcjax.inference.origin import Origin, View
+from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.network import Network, Params, check_batch, linear
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, soft_clamp
 from pcjax.numerics.compiled import hashable, once_compiled

@@ -18,22 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.energy import is_zero
+from pcjax.inference.front import Front, fronts
 from pcjax.inference.keys import example_keys
-from pcjax.inference.origin import (
-    Front,
-    Origin,
-    View,
-    fronts,
-)
-from pcjax.inference.origin import (
-    InferenceState as InferenceState,
-)
-from pcjax.inference.origin import (
-    Problem as Problem,
-)
-from pcjax.inference.origin import (
-    state_energy as state_energy,
-)
+from pcjax.inference.origin import Origin, View
+from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.network import Params
 
 OptState = Any  # state of what moves the activities

@@ -9,18 +9,18 @@ leaves.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from pcjax.checks import check_float, check_non_negative, check_parts, check_sequence
+from pcjax.checks import check_float, check_parts, check_sequence
 from pcjax.energy import Weights, weigh
 from pcjax.inference.kernel import Inference, Method, Start, run
-from pcjax.inference.keys import holds_keys, with_keys
-from pcjax.inference.origin import InferenceState, Origin, Problem
+from pcjax.inference.movers import Init, make_mover
+from pcjax.inference.origin import Origin
+from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.network import Network, Params, check_batch, feedforward
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
 from pcjax.numerics.compiled import hashable, once_compiled
@@ -37,9 +37,9 @@ def simultaneous(
     An error travels down one layer an iteration. Arguments and errors are those of
     `sequential`.
     """
-    mover = _mover("simultaneous", num_steps, step_size, optimizer)
+    mover = make_mover("simultaneous", num_steps, step_size, optimizer)
     return Method(
-        num_steps, _Init(mover), _Simultaneous(mover), mover.delayed, mover.random
+        num_steps, Init(mover), _Simultaneous(mover), mover.delayed, mover.random
     )
 
 
@@ -71,8 +71,8 @@ def sequential(
         `step_size` and `optimizer` is given.
       TypeError: if the step size is not real, or the optimizer is no transform.
     """
-    mover = _mover("sequential", num_steps, step_size, optimizer)
-    return Method(num_steps, _Init(mover), _Sequential(mover), random=mover.random)
+    mover = make_mover("sequential", num_steps, step_size, optimizer)
+    return Method(num_steps, Init(mover), _Sequential(mover), random=mover.random)
 
 
 def error_based(
@@ -96,85 +96,11 @@ def error_based(
 
     Arguments and errors are those of `sequential`. The gammas must not be 0.
     """
-    mover = _mover("error_based", num_steps, step_size, optimizer)
+    mover = make_mover("error_based", num_steps, step_size, optimizer)
     step = _ErrorBased(mover)
     return Method(
-        num_steps, _Init(mover), step, random=mover.random, look=Origin.rebuild
+        num_steps, Init(mover), step, random=mover.random, look=Origin.rebuild
     )
-
-
-# Methods are equal if they are made of equal parts: what was compiled for one serves
-# the other.
-
-
-@dataclass(frozen=True)
-class _Descent:
-    """Moves an activity by a step size down its slope."""
-
-    step_size: Any
-
-    delayed: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-
-    def init(self, hidden):
-        return ((),) * len(hidden)
-
-    def move(self, t, slope, opt_state, h):
-        del h
-        eps = self.step_size(t) if callable(self.step_size) else self.step_size
-        return -jnp.asarray(eps, slope.dtype) * slope, opt_state
-
-
-@dataclass(frozen=True)
-class _Transform:
-    """Moves an activity by an optax transform, each example by its own state."""
-
-    optimizer: optax.GradientTransformation
-    random: bool
-
-    delayed: ClassVar[bool] = False
-
-    def init(self, hidden, keys=None):
-        if not self.random:
-            return tuple(_along(h, jax.vmap(self.optimizer.init)(h)) for h in hidden)
-
-        def of_example(h, key, layer):
-            return with_keys(self.optimizer.init(h), jax.random.fold_in(key, layer))
-
-        return tuple(
-            jax.vmap(partial(of_example, layer=layer))(h, keys)
-            for layer, h in enumerate(hidden)
-        )
-
-    def move(self, t, slope, opt_state, h):
-        del t
-        return jax.vmap(self.optimizer.update)(slope, opt_state, h)
-
-
-def _along(h: jax.Array, state: Any) -> Any:
-    """The state of a batch, over the devices that hold the activities of the batch.
-
-    Counters start from constants, which belong to no device and to all.
-    """
-    zeros = jnp.sum(jnp.zeros_like(h), axis=range(1, h.ndim))
-
-    def place(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.number):
-            return leaf
-        column = zeros.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return leaf + column.astype(leaf.dtype)
-
-    return jax.tree.map(place, state)
-
-
-@dataclass(frozen=True)
-class _Init:
-    """The state of what moves the activities, before the first iteration."""
-
-    mover: Any
-
-    def __call__(self, hidden, *keys):
-        return self.mover.init(hidden, *keys)
 
 
 @dataclass(frozen=True)
@@ -227,31 +153,6 @@ class _ErrorBased:
             inverse = 1 / jnp.asarray(gradient.gammas[index], own.dtype)
             passed[index] = own - weigh(inverse, slope)
         return tuple(d for d, _ in moves[::-1]), tuple(s for _, s in moves[::-1])
-
-
-def _mover(function, num_steps, step_size, optimizer):
-    """What moves one activity: a step size or a transform."""
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(
-            f"{function}: num_steps must be an int >= 1, got {num_steps!r}."
-        )
-    if (step_size is None) == (optimizer is None):
-        raise ValueError(
-            f"{function}: expected exactly one of step_size and optimizer, got "
-            f"step_size={step_size} and optimizer={optimizer}."
-        )
-    if optimizer is not None:
-        check_parts(function, optimizer=optimizer)
-        one = jax.ShapeDtypeStruct((1,), jnp.float32)
-        return _Transform(optimizer, holds_keys(jax.eval_shape(optimizer.init, one)))
-    if not callable(step_size):
-        if np.ndim(step_size):
-            raise ValueError(
-                f"{function}: step_size must be a number or a schedule, got an array "
-                f"of shape {np.shape(step_size)}."
-            )
-        check_non_negative(function, "step_size", step_size)
-    return _Descent(step_size)
 
 
 def infer(

@@ -22,60 +22,21 @@ import jax.numpy as jnp
 
 from pcjax.energy import (
     Errors,
-    Weights,
     call_at,
     decay_weights,
-    energy_terms,
     error_weights,
     is_zero,
     weigh,
 )
-from pcjax.networks.layers import near_of, shifted
+from pcjax.inference.front import Front
+from pcjax.inference.state import InferenceState, Problem
+from pcjax.networks.near import near_of, shifted
 from pcjax.networks.network import Network, Params
-from pcjax.networks.outputs import Clamp, Output, widened
+from pcjax.networks.outputs import widened
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
 # None where not asked for)
 Pull = Callable[[jax.Array], tuple[Any, tuple[Any, ...]]]
-
-
-class InferenceState(NamedTuple):
-    """Activities with the predictions and errors they give.
-
-    Attributes:
-      activities: `(h_0, ..., h_L)`, each [B, ...].
-      predictions: `(p_1, ..., p_L)`, the last one being logits.
-      errors: `(e_1, ..., e_L)`.
-    """
-
-    activities: tuple[jax.Array, ...]
-    predictions: tuple[jax.Array, ...]
-    errors: Errors
-
-
-class Problem(NamedTuple):
-    """The free energy to lower: everything but parameters and data."""
-
-    network: Network
-    output: Output
-    clamp: Clamp
-    gamma: Weights
-    decay: Weights
-    function: str = "infer"  # whom error texts name
-
-
-class Front(NamedTuple):
-    """What inference from feed-forward values has reached, as indices of activities.
-
-    Attributes:
-      moved: the hidden activities that are away from their start.
-      live: those whose error is not known to be zero, the output included.
-      moving: the hidden activities whose gradient is not known to be zero.
-    """
-
-    moved: frozenset[int]
-    live: frozenset[int]
-    moving: frozenset[int]
 
 
 class Gradient(NamedTuple):
@@ -288,21 +249,6 @@ class Origin:
         )
 
 
-def state_energy(
-    problem: Problem, state: InferenceState, t: jax.Array | int | None = None
-) -> jax.Array:
-    """The free energy [B] of a state after t iterations, from what it already holds."""
-    weights = (state.activities, state.errors, t, problem.function)
-    terms = energy_terms(
-        problem.network,
-        *state,
-        problem.output,
-        error_weights(problem.gamma, *weights),
-        decay_weights(problem.decay, *weights),
-    )
-    return jnp.sum(terms, axis=0)
-
-
 def _vjp_start(near, theta, read: Sequence[int], below, learned: bool):
     """The forward pass of a layer: `(prediction, pull, anchor)`.
 
@@ -339,31 +285,3 @@ def _vjp(function, theta, arrays, of_params: bool, asked: Sequence[bool]):
 
     prediction, pull, aux = jax.vjp(call, free, has_aux=True)
     return prediction, lambda g: pull(g.astype(prediction.dtype))[0], aux
-
-
-def fronts(network: Network) -> list[Front]:
-    """The front of every iteration of simultaneous inference from feed-forward values.
-
-    An activity moves once its own error or that of an activity predicted from it is not
-    zero, and its error is not zero once it or what it is predicted from has moved. So
-    an error arrives after the shortest path from the output. After the last of these
-    fronts everything has moved.
-    """
-    count = len(network.layers)
-    moved: frozenset[int] = frozenset()
-    rows: list[Front] = []
-    while True:
-        live = frozenset({count, *moved}) | {
-            index + 1
-            for index, read in enumerate(network.reads)
-            if not moved.isdisjoint(read)
-        }
-        moving = frozenset(
-            i
-            for i in range(1, count)
-            if i in live or any(layer + 1 in live for layer in network.readers(i))
-        )
-        if moved == moving:
-            return rows
-        rows.append(Front(moved, live, moving))
-        moved = moving

@@ -17,7 +17,8 @@ from pcjax.energy import (
 )
 from pcjax.inference.kernel import Method, run
 from pcjax.inference.methods import check_start
-from pcjax.inference.origin import InferenceState, Problem, View, state_energy
+from pcjax.inference.origin import View
+from pcjax.inference.state import InferenceState, Problem, state_energy
 from pcjax.networks.network import Network, Params, check_batch
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
 from pcjax.numerics.compiled import hashable, once_compiled

@@ -10,7 +10,8 @@ from pcjax.checks import check_parts
 from pcjax.energy import Weights
 from pcjax.inference.kernel import Method, Start, advance, begin
 from pcjax.inference.methods import check_start
-from pcjax.inference.origin import Origin, Problem, state_energy
+from pcjax.inference.origin import Origin
+from pcjax.inference.state import Problem, state_energy
 from pcjax.learning.gradients import Info, Update, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened

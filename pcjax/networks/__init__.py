@@ -1,12 +1,13 @@
 """What is trained: layers, networks of them, outputs and clamps.
 
-`network` defines layers and networks of them, `layers` holds the dense and
-convolutional layers, `nets` the paper's nets, `modules` makes layers of flax modules,
+`network` defines layers and networks of them, `near` how inference evaluates a layer
+and `fitting` what belongs to a network; `layers` holds the dense and convolutional
+layers, `sums` those of graphs, `nets` the paper's nets, `modules` those of flax,
 `outputs` holds the links, losses and clamps of the last layer, and `separate` checks
 that no layer mixes examples.
 """
 
-from pcjax.networks.layers import add, conv, dense, skip
+from pcjax.networks.layers import conv, dense
 from pcjax.networks.modules import from_linen, from_nnx
 from pcjax.networks.nets import autoencoder, convnet, mlp
 from pcjax.networks.network import (
@@ -28,6 +29,7 @@ from pcjax.networks.outputs import (
     softmax,
 )
 from pcjax.networks.separate import check_separate
+from pcjax.networks.sums import add, skip
 
 __all__ = [
     "Activation",

@@ -1,6 +1,6 @@
 """Which leaves of a tree make up a layer, and what the layers are called."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.core import meta
 from jax.tree_util import SequenceKey
+
+from pcjax.numerics.reductions import sum_magnitudes
 
 KeyPath = tuple[Any, ...]
 # Where a leaf sits in the tree -> the layer it belongs to.
@@ -146,3 +148,17 @@ def _is_box(node: Any) -> bool:
     Only their class tells them: users have fields called `value`, too.
     """
     return isinstance(node, nnx.Variable | meta.AxisMetadata)
+
+
+def mean_magnitudes(leaves: Sequence[Any], layer: Group, dtype: Any) -> jax.Array:
+    """The mean magnitude of a layer's gradient, [1]; of each in a stack, [size]."""
+    gradients = [leaves[member] for member in layer.members]
+    entries = sum(jnp.size(gradient) for gradient in gradients)
+    if layer.size is None:
+        total = sum(sum_magnitudes(gradient, dtype) for gradient in gradients)
+        return jnp.reshape(total / max(entries, 1), (1,))
+    total = sum(
+        jnp.sum(jnp.abs(gradient), axis=range(1, jnp.ndim(gradient)), dtype=dtype)
+        for gradient in gradients
+    )
+    return jnp.asarray(total / max(entries // max(layer.size, 1), 1))

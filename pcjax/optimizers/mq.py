@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcjax.numerics.reductions import sum_magnitudes
-from pcjax.optimizers.grouping import Group, GroupFn, StackedFn, group
+from pcjax.optimizers.grouping import Group, GroupFn, StackedFn, group, mean_magnitudes
 from pcjax.optimizers.hyper import (
     KeepsNumbers,
     LearningRate,
@@ -194,7 +193,7 @@ def scale_by_mq(
             return updates, ScaleByMQState(optax.safe_increment(count), v)
         alpha = per_layer("learning_rate", at(count, learning_rate), layers, v.dtype)
         magnitudes = jnp.concatenate(
-            [_mean_magnitudes(layers.leaves, g, v.dtype) for g in layers.groups]
+            [mean_magnitudes(layers.leaves, g, v.dtype) for g in layers.groups]
         )
         if callable(start):
             asked = per_layer("start", start(alpha, magnitudes), layers, v.dtype)
@@ -290,20 +289,6 @@ def mq(
 
 for _factory in (mq, scale_by_mq):
     _factory.__signature__ = KeepsNumbers.from_callable(_factory)  # type: ignore
-
-
-def _mean_magnitudes(leaves: Sequence[Any], layer: Group, dtype: Any) -> jax.Array:
-    """The mean magnitude of a layer's gradient, [1]; of each in a stack, [size]."""
-    gradients = [leaves[member] for member in layer.members]
-    entries = sum(jnp.size(gradient) for gradient in gradients)
-    if layer.size is None:
-        total = sum(sum_magnitudes(gradient, dtype) for gradient in gradients)
-        return jnp.reshape(total / max(entries, 1), (1,))
-    total = sum(
-        jnp.sum(jnp.abs(gradient), axis=range(1, jnp.ndim(gradient)), dtype=dtype)
-        for gradient in gradients
-    )
-    return jnp.asarray(total / max(entries // max(layer.size, 1), 1))
 
 
 def _scale(

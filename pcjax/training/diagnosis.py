@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from pcjax.energy import Weights
-from pcjax.inference.kernel import InferenceState, Method
+from pcjax.inference.kernel import Method
 from pcjax.inference.methods import infer
+from pcjax.inference.state import InferenceState
 from pcjax.learning import backprop
 from pcjax.learning.gradients import value_and_grad
 from pcjax.learning.incremental import incremental

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from pcjax.checks import check_count
 from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import Output
-from pcjax.training.epoch import Data, Prepare, rows, widened
+from pcjax.training.data import Data, Prepare, rows
+from pcjax.training.epoch import widened
 
 # (logits, targets, labels) -> pytree of [B]
 Measure = Callable[[jax.Array, jax.Array, jax.Array], Any]

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pcjax.checks import is_int
-from pcjax.training.epoch import Data, Prepare
+from pcjax.training.data import Data, Prepare
 
 SEEDS, BATCH, MODEL = "seeds", "batch", "model"
 

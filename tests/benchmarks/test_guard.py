@@ -8,7 +8,7 @@ import functools
 import pytest
 
 from benchmarks import workloads
-from experiments import cost_measures
+from experiments.costs import measures as cost_measures
 
 PROGRAMS = {
     "BP": lambda load: workloads.backprop(load, "SGD"),
