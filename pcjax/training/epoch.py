@@ -181,7 +181,8 @@ def make_epoch(
             params, opt_state, (energy, info) = update(
                 params, opt_state, inputs, targets
             )
-            metrics = EpochMetrics(*map(mean, (energy, info.loss, info.rising)))
+            measured = widened(energy), mean(info.loss), mean(info.rising)
+            metrics = EpochMetrics(*measured)
             return (params, opt_state), metrics
 
         (params, opt_state), metrics = jax.lax.scan(
