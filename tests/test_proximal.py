@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 import pcjax
 from pcjax.inference.equilibrium import infer_to_equilibrium
 from pcjax.optimizers.normalised import (
+    normalise,
     normalised_step_size,
     normalised_weights,
     scale_by_squared_norms,
@@ -346,6 +347,22 @@ def test_the_two_forms_of_the_normalised_step_agree_for_one_example():
         local(), tx.init(case.params), case.params, squared_norms=norms
     )
     problems.assert_trees_close(found, step, rtol=1e-12)
+
+
+def test_normalised_gradients_are_those_of_the_optax_form():
+    case = case64(batch=4)
+    grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(3, 0.1))
+    (_, info), grads = grad_fn(*case[1:])
+    norms = squared_norms(case.network, info.state.activities, bias=False)
+    means = [float(norm.mean()) for norm in norms]
+    found = normalise(case.network, grad_fn, bias=False)(*case[1:])
+    want = [
+        jax.tree.map(lambda g, m=m: g / m, grad)
+        for grad, m in zip(grads, means, strict=True)
+    ]
+    problems.assert_trees_close(list(found[1]), want, rtol=1e-12)
+    with pytest.raises(ValueError, match="normalise: expected a grad_fn that infers"):
+        normalise(case.network, pcjax.backprop.value_and_grad(case.network))(*case[1:])
 
 
 def test_the_optax_form_divides_by_the_batch_mean():

@@ -97,22 +97,9 @@ class Normalised(Recipe):
         """The training iteration."""
 
         assert self.inference is not None, "backprop moves no activities"
-
-        def norms(state):
-            return normalised.squared_norms(network, state.activities)
-
-        options = {"output": output, **self.clamps, "trace": norms}
+        options = {"output": output, **self.clamps}
         grad_fn = pcjax.value_and_grad(network, self.inference, **options)
-        scale = normalised.scale_by_squared_norms()
-
-        def update(params, opt_state, inputs, targets):
-            value, grads = grad_fn(params, inputs, targets)
-            last = [norm[-1] for norm in value[1].trace]
-            grads, _ = scale.update(grads, optax.EmptyState(), squared_norms=last)
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, value
-
-        return update
+        return training.make_update(normalised.normalise(network, grad_fn), tx)
 
 
 # (settings, step size of inference) -> how to learn

@@ -8,16 +8,11 @@ the constant 1 that the bias multiplies, so that `||f(h_l)||^2` has 1 added.
     grads = local_gradients(network, params, activities, gamma=weights)
 
 are the mean over the examples of the normalised steps, for `optax.sgd(1.0)`.
-`scale_by_squared_norms` is the optax form, which knows the batch mean only:
+`scale_by_squared_norms` is the optax form, which knows the batch mean only, and
+`normalise` does the same to a gradient function, for any optimizer and training loop:
 
-    def record(state):
-        return squared_norms(network, state.activities)
-
-    grad_fn = pcjax.value_and_grad(network, method, trace=record)
-    tx = optax.chain(scale_by_squared_norms(), optax.sgd(1.0))
-    (energy, info), grads = grad_fn(params, inputs, targets)
-    norms = [norm[-1] for norm in info.trace]
-    updates, state = tx.update(grads, state, params, squared_norms=norms)
+    grad_fn = normalise(network, pcjax.value_and_grad(network, method))
+    update = training.make_update(grad_fn, optax.sgd(1.0))
 """
 
 from collections.abc import Callable, Sequence
@@ -97,6 +92,39 @@ def normalised_weights(
         return [normalised_step_size(norm) for norm in norms]
 
     return weights
+
+
+def normalise(
+    network: Network, grad_fn: Callable[..., Any], *, bias: bool = True
+) -> Callable[..., Any]:
+    """A gradient function whose gradients are normalised steps for `optax.sgd(1.0)`.
+
+    Args:
+      network: a chain of L dense layers.
+      grad_fn: what `pcjax.value_and_grad` returns.
+      bias: see `squared_norms`.
+
+    Returns:
+      `grad_fn` with layer l's gradient divided by the batch mean of `||f(h_l)||^2` at
+      the activities that inference ends with.
+
+    Raises:
+      ValueError: by what is returned, if there was no inference (backprop).
+    """
+    scale = scale_by_squared_norms()
+
+    def normalised(*args: Any, **kwargs: Any) -> Any:
+        (energy, info), grads = grad_fn(*args, **kwargs)
+        if info.state is None:
+            raise ValueError(
+                "normalise: expected a grad_fn that infers activities, as "
+                "pcjax.value_and_grad makes it; this one's info holds no state."
+            )
+        norms = squared_norms(network, info.state.activities, bias=bias)
+        scaled, _ = scale.update(grads, optax.EmptyState(), squared_norms=norms)
+        return (energy, info), scaled
+
+    return normalised
 
 
 def scale_by_squared_norms() -> optax.GradientTransformationExtraArgs:
