@@ -185,7 +185,7 @@ def test_nnx_constants_are_kept_and_are_no_params(make, ready):
     )
     params = layer.init(jax.random.key(0), INPUTS)
     assert [x.shape for x in jax.tree.leaves(params)] == [(5,), (6, 5)]
-    inner = params["inner"][0]
+    inner = jax.tree.map(np.asarray, params["inner"][0])
     expected = (np.asarray(INPUTS) + CONSTANT) @ inner["kernel"] + inner["bias"]
     np.testing.assert_allclose(layer.apply(params, INPUTS), expected, atol=1e-5)
     other = layer.init(jax.random.key(1), INPUTS)["inner"][0]["kernel"]
@@ -288,7 +288,8 @@ def test_boxed_params_are_applied_with_and_without_their_boxes():
     boxed = network.init(jax.random.key(0), INPUTS)
     assert nn.get_partition_spec(boxed[0])["kernel"] == jax.P(None, "model")
     plain = (nn.meta.unbox(boxed[0]), boxed[1])
-    expected = np.asarray(INPUTS) @ plain[0]["kernel"] + plain[0]["bias"]
+    own = jax.tree.map(np.asarray, plain[0])
+    expected = np.asarray(INPUTS) @ own["kernel"] + own["bias"]
     for theta in (boxed[0], plain[0]):
         np.testing.assert_allclose(layer.apply(theta, INPUTS), expected, atol=1e-6)
     grad_fn = pcjax.value_and_grad(network, pcjax.sequential(2, 0.1))

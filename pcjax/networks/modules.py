@@ -88,6 +88,7 @@ def from_nnx(
     """
     if isinstance(module, nnx.Module):
         whole = module
+        name = _check_stateless(whole)
 
         def build(key: jax.Array) -> nnx.Module:
             del key
@@ -98,14 +99,8 @@ def from_nnx(
         def build(key: jax.Array) -> nnx.Module:
             return factory(nnx.Rngs(key))
 
-        whole = nnx.eval_shape(build, jax.random.key(0))
+        name, whole = _built(build)
 
-    name = f"from_nnx: {type(whole).__name__}"
-    _check_stateless(name, whole)
-    if not isinstance(module, nnx.Module) and jax.eval_shape(
-        lambda key: _constants(build(key)), jax.random.key(0)
-    ):
-        whole = _concrete(name, factory)
     parts: Any = nnx.split(whole, nnx.Param, ...)
     graph, filled, constants = parts
     # Shapes alone, so that no parameters are kept alive.
@@ -139,8 +134,9 @@ def _one_array(name: str, inputs: jax.Array, outputs: Any) -> jax.Array:
     return outputs
 
 
-def _check_stateless(name: str, module: nnx.Module) -> None:
-    """Refuses variables that are no `nnx.Param`; plain arrays are constants."""
+def _check_stateless(module: nnx.Module) -> str:
+    """Refuses variables that are no `nnx.Param`; returns a name for errors."""
+    name = f"from_nnx: {type(module).__name__}"
     parts: Any = nnx.split(module, nnx.Param, ...)
     # Older versions of flax wrap a variable in a state that names its type.
     kinds = {
@@ -154,6 +150,7 @@ def _check_stateless(name: str, module: nnx.Module) -> None:
             f"nnx.Param ({', '.join(kinds)}), but a layer must be stateless and "
             "deterministic."
         )
+    return name
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -170,22 +167,33 @@ def _constants(module: nnx.Module) -> dict[str, Any]:
     }
 
 
-def _concrete(name: str, factory: Callable) -> nnx.Module:
-    """Builds a module for the values of its constants, which no shapes tell.
+def _built(build: Callable[[jax.Array], nnx.Module]) -> tuple[str, nnx.Module]:
+    """A name for errors and the module: of shapes alone, unless it holds constants.
 
-    Its params cannot hold them, so that they must not depend on the key.
+    The values of constants are not in its params, so that they must not depend on the
+    key.
     """
+    names = []
+
+    def look(key):
+        module = build(key)
+        names.append(_check_stateless(module))
+        return _constants(module)
+
+    key = jax.random.key(0)
+    if not jax.eval_shape(look, key):
+        return names[0], nnx.eval_shape(build, key)
     with jax.ensure_compile_time_eval():
-        module, other = (factory(nnx.Rngs(jax.random.key(seed))) for seed in (0, 1))
+        module, other = build(key), build(jax.random.key(1))
         others = _constants(other)
         drawn = [
             attribute
             for attribute, array in _constants(module).items()
-            if not np.array_equal(array, others[attribute], equal_nan=True)
+            if not np.array_equal(array, others[attribute])
         ]
     if drawn:
         raise ValueError(
-            f"{name} draws the arrays {drawn} by its random keys, but keeps them as "
+            f"{names[0]} draws the arrays {drawn} by its random keys, but keeps them as "
             "constants; expected nnx.Param, or arrays drawn beforehand."
         )
-    return module
+    return names[0], module
