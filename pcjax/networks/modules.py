@@ -193,7 +193,7 @@ def _built(build: Callable[[jax.Array], nnx.Module]) -> tuple[str, nnx.Module]:
         ]
     if drawn:
         raise ValueError(
-            f"{names[0]} draws the arrays {drawn} by its random keys, but keeps them as "
-            "constants; expected nnx.Param, or arrays drawn beforehand."
+            f"{names[0]} draws the arrays {drawn} by its random keys, but keeps them "
+            "as constants; expected nnx.Param, or arrays drawn beforehand."
         )
     return names[0], module
