@@ -230,10 +230,8 @@ def mq(
     itself, however low the learning rate (`mq(1e-5)`: -1 for a gradient of ones).
     Away from the paper's nets start it at the first gradient's magnitude,
     `mq(1e-4, start=first_gradient)`. No start replaces a search of the rate: entries
-    of an update are as unequal as those of the gradient, so that nets of plain ReLU
-    layers need lower rates than Adam's, up to ten times, and a rate too high shows
-    epochs later, as a jump of the loss. Where a few epochs have to do on such nets, use
-    Adam (`python -m experiments.mq_starts` compares them).
+    of an update are as unequal as those of the gradient, so that rates of Adam do not
+    carry over. `python -m experiments.mq_starts` compares starts, rates and Adam.
 
     The optimizer stands alone: it trains an ordinary flax model by backprop.
 
