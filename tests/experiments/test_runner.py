@@ -352,13 +352,18 @@ def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Shells start background jobs with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    for line in process.stdout:
-        if "epoch 3/9999" in line:
-            assert re.search(r"  \d[\d.]* (s|min|h) left$", line.rstrip())
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        for line in process.stdout:
+            if "epoch 3/9999" in line:
+                assert re.search(r"  \d[\d.]* (s|min|h) left$", line.rstrip())
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert errors.count("\n") == 1, errors
     assert errors.startswith(
