@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from experiments.harness import execute
 
 import pcjax
 from experiments import mq_starts
+from experiments.common.harness import execute
 from experiments.mq_starts_nets import NETS, Size
 from pcjax import training
 

@@ -248,7 +248,10 @@ def test_the_first_seed_is_the_same_however_many_there_are(finished, tmp_path):
     alone = proximal_objective.measure(config, size, Run(tmp_path, {}))
     both = finished[1]["results"]["methods"]["SeqIL-MQ"]
     for key, values in alone["methods"]["SeqIL-MQ"].items():
-        np.testing.assert_array_equal(values[..., 0], np.array(both[key])[..., 0])
+        # Two programs, whose sums XLA may take in another order.
+        np.testing.assert_allclose(
+            values[..., 0], np.array(both[key])[..., 0], rtol=1e-5
+        )
 
 
 def test_claims_follow_the_numbers():
@@ -270,7 +273,8 @@ def test_claims_follow_the_numbers():
     assert "lowest at t = 0; falls for 25 % of the images" in mixed.here
     assert tie.here.startswith("mixed")
     assert "lowest" not in tie.here
-    assert [row.holds for row in rows] == [None, False, True, None]
+    # Two seeds decide nothing.
+    assert [row.holds for row in rows] == [None, "undecided", "undecided", None]
     assert [row.paper for row in rows[1:3]] == ["falls (A.5)", "falls (Figures 1, 8)"]
     assert large.here.startswith("falls")
     assert balance.here.startswith("beta > 0.67: loss 3 to 1.5, squared norm 1 to 3")

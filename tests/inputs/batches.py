@@ -167,7 +167,7 @@ def bad_weights(draw, p):
     hidden, batch = len(p.sizes) - 2, len(p.inputs)
     counts = {hidden, hidden + 1} if name == "gamma" else {hidden}
     kind = draw(st.sampled_from(["value", "one value", "number", "batch", "kind"]))
-    start = f"^free_energy: {name} must "
+    start = rf"^[a-z_.]+: {name} must "  # of the function that was called
     if kind == "value":
         value = draw(NEGATIVE)
         return {name: value}, ValueError, start + f"be >= 0 and finite, {got(value)}"

@@ -66,7 +66,7 @@ def test_good_inputs_give_finite_results_of_every_example_on_its_own(data):
 
     (energy, info), grads = learn(inputs, targets, gamma, decay)
     assert energy.shape == ()
-    assert energy.dtype == dtype
+    assert energy.dtype == jnp.promote_types(dtype, jnp.float32)  # a sum
     assert info.energy.shape == info.initial_energy.shape == info.loss.shape == (batch,)
     assert info.logits.shape == targets.shape
     steps = (num_steps + 1, batch)
