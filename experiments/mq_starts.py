@@ -263,7 +263,12 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                     )
                 panel.set(xscale="log", title=f"{net}, {rule}")
                 ticks = sorted(
-                    {rate for row in results["rates"].values() for rate in row}
+                    {
+                        x
+                        for row in results["rates"].values()
+                        for xs in row.values()
+                        for x in xs
+                    }
                 )
                 panel.set_xticks(ticks, [f"{rate:.1g}" for rate in ticks])
                 panel.set_xticks([], minor=True)
