@@ -225,7 +225,13 @@ def test_incremental_sends_one_gradient_an_iteration(at_once):
     # The energy is that of the last state alone.
     arrays = STEPS * ARRAYS + 1
     calls = STEPS + 1 if at_once else arrays
-    assert counts == {"all-reduce": (calls, arrays, 4 * (STEPS * NUMBERS + 1))}
+    assert list(counts) == ["all-reduce"]
+    found = counts["all-reduce"]
+    # In the first iteration no error has reached the two lower layers: XLA may see that
+    # their gradients are zero.
+    assert arrays - 4 <= found.arrays <= arrays
+    assert found.calls == (calls if at_once else found.arrays)
+    assert found.bytes <= 4 * (STEPS * NUMBERS + 1)
 
 
 @pytest.mark.parametrize("kind", [pcjax.sequential, pcjax.simultaneous])
