@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -482,8 +483,19 @@ def test_weights_are_restored_without_their_optimizer(tmp_path):
         assert checkpoints.restore(...).state is ...
 
 
+class Named(NamedTuple):
+    a: Any
+    ab: Any
+
+
 def test_an_ellipsis_leaves_out_its_own_part_alone(tmp_path):
     tree = {"a": [jnp.ones(2), jnp.zeros(3)], "ab": jnp.ones(4)}
+    with Checkpoints(tmp_path / "named") as checkpoints:
+        checkpoints.save(0, Named(jnp.ones(2), jnp.ones(4)))
+        found = checkpoints.restore(Named(..., jnp.zeros(4))).state
+        _assert_same(found.ab, jnp.ones(4))
+        with pytest.raises(CheckpointError, match=r"\.ab holds .*nothing"):
+            checkpoints.restore(Named(..., None))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, tree)
         found = checkpoints.restore({"a": [..., jnp.ones(3)], "ab": jnp.ones(4)}).state
