@@ -346,22 +346,26 @@ def test_weights_are_kept_on_request(task, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "experiments.classification", "--epochs", "9999"]
-    process = subprocess.Popen(
-        [*command, "--methods", "BP", "--out", str(tmp_path / "out")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Shells start background jobs with interrupts ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Shells start background jobs with interrupts ignored, and what is ignored is
+    # inherited: a handler here gives the process the default.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*command, "--methods", "BP", "--out", str(tmp_path / "out")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, ours)
     try:
         for line in process.stdout:
             if "epoch 3/9999" in line:
                 assert re.search(r"  \d[\d.]* (s|min|h) left$", line.rstrip())
                 break
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130
