@@ -109,7 +109,10 @@ def test_functions_and_modules_fit_on_a_screen_or_five(folder):
 
 
 def test_import_pcjax_brings_nothing_that_only_some_need():
-    heavy = ("orbax.checkpoint", "matplotlib", "sklearn", "scipy.stats", "tyro")
+    heavy = (
+        *("orbax.checkpoint", "matplotlib", "sklearn", "scipy.stats", "tyro"),
+        "flax.nnx",  # takes longer than the rest of flax
+    )
     code = "import sys, pcjax; print(*sys.modules)"
     found = subprocess.run(
         [sys.executable, "-c", code],

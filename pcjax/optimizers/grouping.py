@@ -1,11 +1,11 @@
 """Which leaves of a tree make up a layer, and what the layers are called."""
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from flax.core import meta
 from jax.tree_util import SequenceKey
 
@@ -147,7 +147,9 @@ def _is_box(node: Any) -> bool:
 
     Only their class tells them: users have fields called `value`, too.
     """
-    return isinstance(node, nnx.Variable | meta.AxisMetadata)
+    nnx = sys.modules.get("flax.nnx")  # without which there are no variables
+    variables = (nnx.Variable,) if nnx else ()
+    return isinstance(node, (*variables, meta.AxisMetadata))
 
 
 def mean_magnitudes(leaves: Sequence[Any], layer: Group, dtype: Any) -> jax.Array:
