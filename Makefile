@@ -7,7 +7,8 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-# One process per worker is enough: without these, each takes every core.
+# One process per worker is enough: without these, each takes every core. Tests of a
+# file stay together, so that what they share is made and compiled once.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: help test lint types pytest test-faults demo docs clean
@@ -26,10 +27,10 @@ types: $(VENV)/.test  ## Check types
 	$(BIN)/mypy
 
 pytest: $(VENV)/.test  ## Run doctests and all tests in WORKERS processes
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-faults: $(VENV)/.test  ## Inject every fault of docs/reliability.md and count
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m faults --all-faults
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m faults --all-faults
 
 demo: $(VENV)/.experiments  ## Compare eight methods on handwritten digits, into OUT
 	$(BIN)/python -m experiments.quickstart --out $(OUT)

@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import hypothesis
 import jax
 import jax.experimental
 import pytest
+
+# Nearly all of the time goes into compiling small programs. The rewriting of a program
+# and its products stay what they are; only the machine code is less polished.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # A [B] array that meets a [B, D] array by mistake must not broadcast in silence.
 jax.config.update("jax_numpy_rank_promotion", "raise")
