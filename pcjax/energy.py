@@ -29,7 +29,7 @@ from pcjax.networks.network import (
 )
 from pcjax.networks.outputs import Output, identity, widened
 
-# A number, one value per layer, [layers, B], or a function
+# A number, one value per layer, [layers, B], one per feature of a layer, or a function
 # (activities, errors) -> one of these, called at every inference iteration; it may have
 # an argument `t`, the number of iterations made so far (int32 []).
 Weights = Any
@@ -95,7 +95,8 @@ def free_energy(
       output: link and loss of the last layer.
       gamma: the weights of the errors: a number for all hidden layers; L-1 numbers
         for them; L numbers, the last one for the output loss (1 otherwise); [L-1,
-        B] or [L, B]; or a function `(activities, errors)` of one of these.
+        B] or [L, B]; or a function `(activities, errors)` of one of these. In a tuple,
+        that of a hidden layer may be one per feature, [1, ...] or [B, ...].
       decay: the weights of `||f(h_l)||^2 / 2`: a number, L-1 numbers, [L-1, B] or a
         function.
 
@@ -163,7 +164,7 @@ def energy_terms(
     for index, (h, e, gamma, decay) in enumerate(
         zip(activities[1:-1], errors[:-1], gammas, decays, strict=False), start=1
     ):
-        term = 0.5 * _scaled(gamma, _squared_norm(e))
+        term = 0.5 * _weighted_norm(gamma, e)
         if not is_zero(decay):
             values = network.activation(index)(h)
             term += 0.5 * _scaled(decay, _squared_norm(values))
@@ -225,8 +226,8 @@ def call_at(name: str, hook: Callable, t: Any, *args: Any) -> Any:
 
 
 def weigh(weight: jax.Array | float, values: jax.Array) -> jax.Array:
-    """`weight * values`, the weight being a number or one per example [B]."""
-    if jnp.ndim(weight):
+    """`weight * values`: a number, one per example [B], or one per feature."""
+    if jnp.ndim(weight) == 1:
         weight = jnp.reshape(weight, (-1,) + (1,) * (values.ndim - 1))
     return _scaled(weight, values)
 
@@ -245,6 +246,14 @@ def _scaled(weight: jax.Array | float, values: jax.Array) -> jax.Array:
 def _squared_norm(values: jax.Array) -> jax.Array:
     (values,) = widened(values)
     return jnp.sum(values**2, axis=range(1, values.ndim))
+
+
+def _weighted_norm(weight: jax.Array | float, values: jax.Array) -> jax.Array:
+    """`weight * ||values||^2`, [B], or the sum with a weight per feature."""
+    if jnp.ndim(weight) < 2:
+        return _scaled(weight, _squared_norm(values))
+    (values,) = widened(values)
+    return jnp.sum(_scaled(weight, values**2), axis=range(1, values.ndim))
 
 
 def _is_scalar(value: Weights) -> bool:
@@ -268,7 +277,11 @@ def _per_layer(
     batch = activities[0].shape[0]
     weights = list(value)
     shapes = [jnp.shape(weight) for weight in weights]
-    if len(weights) != count or any(shape not in ((), (batch,)) for shape in shapes):
+    hidden = activities[1:-1] if name == "gamma" else ()
+    if len(weights) != count or not all(
+        shape in ((), (batch,)) or _per_feature(shape, hidden[index : index + 1])
+        for index, shape in enumerate(shapes)
+    ):
         counts = f"{count}" if name == "decay" else f"{len(activities) - 2}"
         raise ValueError(
             f"{function}: {name} must be a number or hold one weight (or one per "
@@ -277,6 +290,15 @@ def _per_layer(
             + f"; got {len(weights)} weights of shapes {shapes}."
         )
     return weights
+
+
+def _per_feature(shape: tuple[int, ...], hidden: Activities) -> bool:
+    """Whether it is that of weights for the features of this activity, if any."""
+    return any(
+        len(shape) == h.ndim
+        and all(n in (1, m) for n, m in zip(shape, h.shape, strict=True))
+        for h in hidden
+    )
 
 
 def check_activities(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from pcjax.checks import check_non_negative, check_parts
-from pcjax.energy import Weights, decay_weights
+from pcjax.energy import Weights, decay_weights, weigh
 from pcjax.inference.kernel import Method, advance, begin
 from pcjax.inference.methods import check_start
 from pcjax.inference.origin import Origin, View
@@ -200,7 +200,7 @@ def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibr
     def per_entry(weights, arrays):
         """A weight for every entry of the arrays of an example, [B, n]."""
         columns = [
-            jnp.zeros_like(array.reshape(len(scale), -1)) + jnp.reshape(weight, (-1, 1))
+            weigh(weight, jnp.ones_like(array)).reshape(len(scale), -1)
             for weight, array in zip(weights, arrays, strict=True)
         ]
         return jnp.concatenate(columns, axis=1).astype(inputs.dtype)

@@ -101,7 +101,7 @@ def begin(
             shifts = origin.look(shifts, 0).state.errors[:-1]
     if not method.random:
         return shifts, method.init(hidden)
-    return shifts, method.init(hidden, example_keys(start.key, origin))
+    return shifts, method.init(hidden, example_keys(start.key, origin, start.hidden))
 
 
 def advance(

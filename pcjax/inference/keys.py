@@ -1,5 +1,6 @@
 """Random keys for methods of inference: one per example."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,18 +9,24 @@ import jax.numpy as jnp
 from pcjax.inference.origin import Origin
 
 
-def example_keys(key: jax.Array | None, origin: Origin) -> jax.Array:
+def example_keys(
+    key: jax.Array | None, origin: Origin, hidden: Sequence[jax.Array] | None = None
+) -> jax.Array:
     """A typed key for every example, [B].
 
-    Without a key they are made of the bits of the feed-forward activities: pure
-    functions remember nothing, but activities differ between examples and, as the
-    weights learn, between training iterations.
+    Without a key they are made of the bits of the feed-forward activities, and of what
+    else inference is given: pure functions remember nothing, but these differ between
+    examples and, as the weights learn, between training iterations. Examples without an
+    input may be the same, and are told apart by their places.
     """
-    values = (*origin.start, origin.logits)
+    inputs, targets = origin.data
+    values = (*origin.start, origin.logits, targets, *(hidden or ()))
     batch = values[0].shape[0]
     if key is not None:
         return jax.random.split(key, batch)
     digest = jnp.zeros(batch, jnp.uint32)
+    if not inputs.size:
+        digest = jnp.arange(batch, dtype=jnp.uint32)
     for value in values:
         bits = jax.lax.bitcast_convert_type(
             value.astype(jnp.float32).reshape(batch, -1), jnp.uint32

@@ -102,6 +102,7 @@ class Origin:
       start: the hidden activities `(h_1, ..., h_{L-1})` there.
       logits: `p_L` there.
       everywhere: the front at which every hidden activity has moved.
+      data: inputs and targets.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Origin:
     ) -> None:
         """Makes the forward pass."""
         self.problem, self._first = problem, tuple(params)
-        self._inputs, self._targets = inputs, targets
+        self._inputs, self._targets = self.data = inputs, targets
         network = problem.network
         self._reads = network.reads
         self._nears = [near_of(layer) for layer in network.layers]

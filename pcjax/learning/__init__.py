@@ -1,10 +1,13 @@
 """How weights learn: gradients and training iterations.
 
 `gradients` holds the local gradients (eq. 4) after inference, `incremental` iterations
-in which the weights move along with the activities, and `backprop` the baseline.
+in which the weights move along with the activities, and `backprop` the baseline. Around
+any gradient function go `sampled` (averages over samples), `precisions` (that are
+learned) and `amortised` (starts that are).
 """
 
 from pcjax.learning import backprop
+from pcjax.learning.amortised import Amortised, amortised
 from pcjax.learning.gradients import (
     GradFn,
     Info,
@@ -13,13 +16,20 @@ from pcjax.learning.gradients import (
     value_and_grad,
 )
 from pcjax.learning.incremental import incremental
+from pcjax.learning.precisions import Precise, with_precisions
+from pcjax.learning.sampled import averaged
 
 __all__ = [
+    "Amortised",
     "GradFn",
     "Info",
+    "Precise",
     "Update",
+    "amortised",
+    "averaged",
     "backprop",
     "incremental",
     "local_gradients",
     "value_and_grad",
+    "with_precisions",
 ]

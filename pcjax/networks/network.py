@@ -52,6 +52,8 @@ class Layer(NamedTuple):
         `layer._replace(near=None)` evaluates it twice, and so loses small errors.
       tokens: whether the layer reads integers, as an embedding does; only the clamped
         input of a network can be such.
+      source: whether the layer predicts from nothing, as a prior does: it can only read
+        the input, and uses no more of it than the number of examples.
     """
 
     init: Callable[..., Params]
@@ -59,6 +61,7 @@ class Layer(NamedTuple):
     activation: Activation = linear
     near: Near | None = None
     tokens: bool = False
+    source: bool = False
 
 
 class _Network(NamedTuple):
@@ -114,7 +117,15 @@ class Network(_Network):
                 )
         if reads is None:
             reads = tuple((index,) for index in range(len(layers)))
-        return super().__new__(cls, tuple(layers), _checked_reads(len(layers), reads))
+        checked = _checked_reads(len(layers), reads)
+        for index, (layer, read) in enumerate(zip(layers, checked, strict=True)):
+            if layer.source and read != (0,):
+                raise ValueError(
+                    f"Network: layer {index} is a prior, which predicts from nothing: "
+                    "expected it to be the first layer, or in a graph to read the "
+                    f"input alone, reads[{index}] = (0,); got {read}."
+                )
+        return super().__new__(cls, tuple(layers), checked)
 
     @property
     def is_chain(self) -> bool:

@@ -22,6 +22,7 @@ from pcjax.training.epoch import (
     make_epoch,
     make_update,
 )
+from pcjax.training.generation import generation
 
 __all__ = [
     "Data",
@@ -31,6 +32,7 @@ __all__ = [
     "classification",
     "device_data",
     "epoch_batches",
+    "generation",
     "init_state",
     "make_epoch",
     "make_update",

@@ -1,0 +1,192 @@
+"""Decoders: how they are trained, and the most probable latents of images."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import pcjax
+from pcjax import training
+
+OUTPUT = pcjax.masked(pcjax.identity)
+LEARNING_RATE = 2e-3
+MOVES = optax.adam(0.05)  # of the activities: no step size to be tuned
+INFERENCE_STEPS = 150  # of images that are looked at
+
+
+class Decoder(NamedTuple):
+    """A decoder with its precisions.
+
+    Attributes:
+      network: `pcjax.decoder`.
+      params: its parameters.
+      gamma: the precisions of latent, hidden layers and pixels.
+    """
+
+    network: pcjax.Network
+    params: Any
+    gamma: tuple[float, ...]
+
+
+def make(sizes: Sequence[int], key: jax.Array) -> Decoder:
+    """A decoder with random weights; errors of .1 are normal below the prior's."""
+    network = pcjax.decoder(sizes)
+    params = network.init(key, pcjax.no_inputs(1))
+    return Decoder(network, params, (1.0, *[100.0] * (len(sizes) - 1)))
+
+
+def train(
+    decoder: Decoder,
+    targets: np.ndarray,
+    key: jax.Array,
+    *,
+    epochs: int,
+    batch_size: int,
+    num_steps: int,
+    masks: np.ndarray | None = None,
+) -> Decoder:
+    """Trains on images [N, D] in [0, 1], of which only what masks show is known.
+
+    Every image keeps its mask: what is missing is never seen.
+    """
+    seen = np.ones(targets.shape, bool) if masks is None else masks
+    known = pcjax.observed(jnp.asarray(targets), jnp.asarray(seen))
+    # The bias starts at the mean image, as the prior starts at the origin.
+    last = decoder.params[-1] | {"bias": jnp.nanmean(known, axis=0)}
+    params = (*decoder.params[:-1], last)
+    grad_fn = pcjax.value_and_grad(
+        decoder.network,
+        pcjax.sequential(num_steps, optimizer=MOVES),
+        output=OUTPUT,
+        gamma=decoder.gamma,
+    )
+    steps = epochs * (len(targets) // batch_size)
+    tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+    update = training.make_update(grad_fn, tx)
+    data = training.Data(known, jnp.zeros(len(known), jnp.int32))
+
+    def prepare(images, labels):
+        del labels
+        return pcjax.no_inputs(len(images)), images
+
+    state = training.TrainState(params, tx.init(params), key, jnp.int32(0))
+    epoch = jax.jit(training.make_epoch(update, prepare, batch_size))
+    for _ in range(epochs):
+        state, _ = epoch(state, data)
+    return decoder._replace(params=state.params)
+
+
+def remember(
+    decoder: Decoder, targets: np.ndarray, *, iterations: int, num_steps: int
+) -> Decoder:
+    """Stores images: all at once, their latents going on from iteration to iteration.
+
+    So a few steps of inference an iteration are enough.
+    """
+    known, inputs = jnp.asarray(targets), pcjax.no_inputs(len(targets))
+    last = decoder.params[-1] | {"bias": jnp.mean(known, axis=0)}
+    params = (*decoder.params[:-1], last)
+    grad_fn = pcjax.value_and_grad(
+        decoder.network,
+        pcjax.sequential(num_steps, optimizer=MOVES),
+        gamma=decoder.gamma,
+    )
+    tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, iterations))
+
+    @jax.jit
+    def run(params, hidden, known):
+        def iterate(carry, _):
+            params, opt_state, hidden = carry
+            (energy, info), grads = grad_fn(params, inputs, known, hidden=hidden)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state, info.state.activities[1:-1]), energy
+
+        carry = params, tx.init(params), hidden
+        return jax.lax.scan(iterate, carry, length=iterations)[0][0]
+
+    # Latents that start from random places come to different images sooner.
+    start = pcjax.ancestral(
+        decoder.network,
+        params,
+        inputs,
+        key=jax.random.key(0),
+        gamma=decoder.gamma,
+    )[:-1]
+    return decoder._replace(params=run(params, start, known))
+
+
+def infer(decoder: Decoder, targets: jax.Array) -> pcjax.InferenceState:
+    """The most probable latents of images [B, D] that may have missing pixels."""
+    return _infer(decoder.network, decoder.gamma, decoder.params, jnp.asarray(targets))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _infer(network, gamma, params, targets):
+    schedule = optax.cosine_decay_schedule(0.1, INFERENCE_STEPS)
+    method = pcjax.sequential(INFERENCE_STEPS, optimizer=optax.adam(schedule))
+    return pcjax.infer(
+        network,
+        method,
+        params,
+        pcjax.no_inputs(len(targets)),
+        targets,
+        output=OUTPUT,
+        gamma=gamma,
+    ).state
+
+
+def completed(decoder: Decoder, targets: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Images whose missing pixels are what the decoder predicts from the others."""
+    known = pcjax.observed(jnp.asarray(targets), jnp.asarray(seen))
+    predicted = np.asarray(infer(decoder, known).predictions[-1])
+    return np.where(seen, targets, np.clip(predicted, 0, 1))
+
+
+def stable_step(decoder: Decoder) -> float:
+    """A step size that Langevin dynamics are stable for: 1 / (norm of the Hessian).
+
+    The activation functions have slopes of at most 1, so that the norm is bounded by
+    that of a linear network, `gamma_1 + sum_l gamma_{l+1} (1 + |W_l|^2)`, but for terms
+    of curvature.
+    """
+    norms = [
+        float(np.linalg.norm(np.asarray(theta["kernel"]), 2))
+        for theta in decoder.params[1:]
+    ]
+    terms = zip(decoder.gamma[1:], norms, strict=True)
+    return 1 / (decoder.gamma[0] + sum(g * (1 + n**2) for g, n in terms))
+
+
+def sample(
+    decoder: Decoder,
+    targets: np.ndarray,
+    seen: np.ndarray,
+    key: jax.Array,
+    *,
+    num_steps: int,
+) -> np.ndarray:
+    """Langevin samples of the latents given what is seen; the images they predict."""
+    known = pcjax.observed(jnp.asarray(targets), jnp.asarray(seen))
+    start = infer(decoder, known).activities[1:-1]
+    method = pcjax.langevin(num_steps, stable_step(decoder), momentum=0.9)
+    state = jax.jit(
+        lambda params, start: (
+            pcjax.infer(
+                decoder.network,
+                method,
+                params,
+                pcjax.no_inputs(len(targets)),
+                known,
+                output=OUTPUT,
+                gamma=decoder.gamma,
+                hidden=start,
+                key=key,
+            ).state
+        )
+    )(decoder.params, start)
+    return np.clip(np.asarray(state.predictions[-1]), 0, 1)

@@ -1,0 +1,481 @@
+"""Priors, masks, held activities and both directions against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from pcjax import training
+from pcjax.inference import infer_to_equilibrium, linear_equilibrium
+from pcjax.networks import linear
+from tests import gaussian, problems
+from tests.gaussian import GAMMA, MASK, NETWORK, PARAMS, TARGETS
+
+EMPTY = pcjax.no_inputs(len(TARGETS))
+METHOD = pcjax.sequential(3, 0.1)
+
+
+def inputs64():
+    return pcjax.no_inputs(len(TARGETS), jnp.float64)
+
+
+@pytest.mark.parametrize("seen", [np.ones_like(MASK), MASK], ids=["all", "mask"])
+def test_latents_rest_at_the_posterior_mean(x64, seen):
+    params, targets = gaussian.arrays()
+    rest = infer_to_equilibrium(
+        NETWORK,
+        pcjax.sequential(5000, 0.1),
+        params,
+        inputs64(),
+        pcjax.observed(targets, jnp.asarray(seen)),
+        output=pcjax.masked(),
+        gamma=GAMMA,
+        tolerance=1e-11,
+    )
+    assert rest.converged.all()
+    found = np.concatenate(rest.state.activities[1:-1], axis=1)
+    expected = [
+        gaussian.condition(x, own)[0][:5] for x, own in zip(TARGETS, seen, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+    # The completion is the mean of what is not seen; the clamped activity is not.
+    completed = np.asarray(rest.state.predictions[-1])
+    weights = PARAMS[-1]
+    mean = found[:, 2:] @ weights["kernel"] + weights["bias"]
+    np.testing.assert_allclose(completed, mean, atol=1e-12)
+    np.testing.assert_array_equal(np.isnan(rest.state.activities[-1]), ~seen)
+
+
+def test_exact_equilibrium_is_the_posterior_mean_too(x64):
+    params, targets = gaussian.arrays()
+    rest = linear_equilibrium(NETWORK, params, inputs64(), targets, gamma=GAMMA)
+    found = np.concatenate(rest.state.activities[1:-1], axis=1)
+    expected = [gaussian.condition(x, np.ones(5, bool))[0][:5] for x in TARGETS]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_free_data_rest_at_their_conditional_mean(x64):
+    """All of `h_L` is a hidden activity, of which the observed elements are held."""
+    params, targets = gaussian.arrays()
+    free, params = pcjax.free_output(NETWORK), (*params, {})
+    start = jnp.where(MASK, targets, 7.0)  # whatever the missing ones start from
+    hidden = pcjax.ancestral(free, params, inputs64(), given={3: start})[:-1]
+    method = pcjax.held(pcjax.sequential(5000, 0.1), (False, False, jnp.asarray(MASK)))
+    rest = infer_to_equilibrium(
+        free,
+        method,
+        params,
+        inputs64(),
+        inputs64(),
+        gamma=GAMMA,
+        tolerance=1e-11,
+        hidden=hidden,
+    )
+    assert rest.converged.all()
+    found = np.concatenate(rest.state.activities[1:-1], axis=1)
+    for own, x, seen in zip(found, TARGETS, MASK, strict=True):
+        mean, _ = gaussian.condition(x, seen)
+        np.testing.assert_allclose(own, mean, rtol=0, atol=1e-8)
+
+
+def test_held_latents_stay_under_any_method(x64):
+    params, targets = gaussian.arrays()
+    rng = np.random.default_rng(3)
+    hidden = tuple(jnp.asarray(rng.normal(size=(4, n))) for n in (2, 3))
+    mask = jnp.asarray(rng.random((4, 3)) < 0.5)
+    methods = (METHOD, pcjax.simultaneous(3, 0.1), pcjax.langevin(3, 0.1))
+    for method in methods:
+        state = pcjax.infer(
+            NETWORK,
+            pcjax.held(method, (True, mask)),
+            params,
+            inputs64(),
+            targets,
+            hidden=hidden,
+        ).state
+        np.testing.assert_allclose(state.activities[1], hidden[0], atol=1e-14)
+        moved = np.abs(state.activities[2] - hidden[1]) > 1e-12
+        np.testing.assert_array_equal(moved, ~mask)
+
+
+def test_sequential_moves_below_see_that_an_element_is_held(x64):
+    """A held layer above is no layer that moved: one step by autodiff."""
+    params, targets = gaussian.arrays()
+    hidden = tuple(jnp.ones((4, n)) for n in (2, 3))
+
+    def energy(h):
+        activities = (inputs64(), h, hidden[1], targets)
+        return pcjax.free_energy(NETWORK, params, activities).sum()
+
+    method = pcjax.held(pcjax.sequential(1, 0.1), (False, True))
+    state = pcjax.infer(
+        NETWORK, method, params, inputs64(), targets, hidden=hidden
+    ).state
+    expected = hidden[0] - 0.1 * jax.grad(energy)(hidden[0])
+    np.testing.assert_allclose(state.activities[1], expected, atol=1e-14)
+
+
+def test_two_priors_of_a_graph(x64):
+    """`x = z A + u B + b + noise`, the two latents independent."""
+    layers = (
+        pcjax.prior(2, [1.0, -1.0]),
+        pcjax.prior(1, learned=True),
+        pcjax.add(pcjax.dense(4), pcjax.dense(4)),
+    )
+    network = pcjax.Network(layers, reads=((0,), (0,), (1, 2)))
+    case = problems.make(network, (0,), batch=3, dtype=jnp.float64)
+    (_, mu, (a, b)), gamma = case.params, (2.0, 0.5, 4.0)
+    loadings = np.concatenate([a["kernel"], b["kernel"]])
+    mean = np.array([1.0, -1.0, float(mu["mean"][0])])
+    spread = np.diag([1 / 2, 1 / 2, 1 / 0.5])
+    whole = loadings.T @ spread @ loadings + np.eye(4) / 4
+    rest = infer_to_equilibrium(
+        network,
+        pcjax.sequential(5000, 0.05),
+        *case[1:],
+        gamma=gamma,
+        tolerance=1e-12,
+    )
+    known = np.asarray(case.targets) - mean @ loadings - a["bias"] - b["bias"]
+    expected = mean + known @ np.linalg.solve(whole, loadings.T @ spread)
+    found = np.concatenate(rest.state.activities[1:3], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+
+
+def test_recall_of_a_linear_memory_is_the_projection(x64):
+    """Without a prior, what is recalled is the memory nearest to what is seen."""
+    network = pcjax.decoder([2, 6], linear)
+    _, theta = problems.make(network, (0,), dtype=jnp.float64).params
+    params = ({}, theta | {"bias": jnp.zeros(6)})
+    basis = np.asarray(theta["kernel"])  # rows span the memories
+    rng = np.random.default_rng(0)
+    cues = rng.normal(size=(4, 6))
+    seen = rng.permuted(np.tile([True, True, True, True, False, False], (4, 1)), axis=1)
+    seen[0] = True
+
+    rest = infer_to_equilibrium(
+        network,
+        pcjax.sequential(20_000, 0.2),
+        params,
+        pcjax.no_inputs(4, jnp.float64),
+        pcjax.observed(jnp.asarray(cues), jnp.asarray(seen)),
+        output=pcjax.masked(),
+        gamma=(0.0, 1.0),
+        tolerance=1e-12,
+    )
+    recalled = rest.state.predictions[-1]
+    for own, cue, known in zip(recalled, cues, seen, strict=True):
+        code = np.linalg.lstsq(basis.T[known], cue[known], rcond=None)[0]
+        np.testing.assert_allclose(own, code @ basis, rtol=0, atol=1e-8)
+    projection = np.linalg.pinv(basis) @ basis
+    np.testing.assert_allclose(recalled[0], cues[0] @ projection, atol=1e-8)
+
+
+OUTPUTS = {"identity": pcjax.identity, "sigmoid": pcjax.sigmoid}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_missing_columns_are_as_if_they_were_not_there(x64, name):
+    """A mask that is the same for all examples is a network of fewer outputs."""
+    params, targets = gaussian.arrays()
+    targets = jax.nn.sigmoid(targets)
+    seen = np.array([True, False, True, True, False])
+    fewer = jax.tree.map(lambda x: x[..., seen], params[-1])
+    less = pcjax.decoder([2, 3, 3], linear, learned_prior=True)
+    options = {"clamp": pcjax.soft_clamp(0.1), "gamma": GAMMA}
+    whole = pcjax.value_and_grad(
+        NETWORK, METHOD, output=pcjax.masked(OUTPUTS[name]), **options
+    )
+    part = pcjax.value_and_grad(less, METHOD, output=OUTPUTS[name], **options)
+    known = pcjax.observed(targets, jnp.broadcast_to(seen, targets.shape))
+    (energy, info), grads = whole(params, inputs64(), known)
+    (expected, wanted), slopes = part(
+        (*params[:-1], fewer), inputs64(), targets[:, seen]
+    )
+    last = jax.tree.map(lambda x: x[..., seen], grads[-1])
+    problems.assert_trees_close((*grads[:-1], last), slopes)
+    assert all(np.all(x[..., ~seen] == 0) for x in jax.tree.leaves(grads[-1]))
+    problems.assert_trees_close(
+        (energy, info.loss, info.energy, info.state.activities[1:-1]),
+        (expected, wanted.loss, wanted.energy, wanted.state.activities[1:-1]),
+    )
+
+
+def test_classes_are_missing_together(x64):
+    case = problems.dense_case((3, 5, 4), dtype=jnp.float64)
+    seen = jnp.array([True, False, True, True, True])
+    known = jnp.where(seen[:, None], case.targets, jnp.nan)
+    output = pcjax.masked(pcjax.softmax, axes=1)
+    (_, info), grads = pcjax.value_and_grad(case.network, METHOD, output=output)(
+        case.params, case.inputs, known
+    )
+    (_, wanted), slopes = pcjax.value_and_grad(
+        case.network, METHOD, output=pcjax.softmax
+    )(case.params, case.inputs[seen], case.targets[seen])
+    problems.assert_trees_close(grads, jax.tree.map(lambda x: x * 4 / 5, slopes))
+    problems.assert_trees_close(info.energy[seen], wanted.energy)
+    assert info.loss[1] == info.energy[1] == 0
+
+
+def test_what_is_under_a_mask_changes_no_bit():
+    network, optimizer = pcjax.decoder([2, 3, 5]), optax.sgd(0.1)
+    params = network.init(jax.random.key(0), EMPTY)
+    output = pcjax.masked(pcjax.sigmoid)
+    options = {"output": output, "clamp": pcjax.soft_clamp(0.01), "gamma": (1.0, 2.0)}
+    seen = jnp.asarray(MASK)
+
+    @problems.quick_jit
+    def everything(targets):
+        data = params, EMPTY, pcjax.observed(targets, seen)
+        chain = pcjax.langevin(3, 0.1)
+        update = pcjax.incremental(network, METHOD, optimizer, **options)
+        return (
+            pcjax.value_and_grad(network, METHOD, **options)(*data),
+            pcjax.value_and_grad(network, chain, **options)(*data),
+            pcjax.backprop.value_and_grad(network, output=output)(*data),
+            update(params, optimizer.init(params), *data[1:]),
+        )
+
+    targets = jax.nn.sigmoid(jnp.asarray(TARGETS, jnp.float32))
+    expected = everything(targets)
+    for other in (jnp.nan, jnp.inf, -3e38):
+        found = everything(jnp.where(seen, targets, other))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    for (energy, info), grads in expected[:3]:
+        finite = jax.tree.map(np.isfinite, (energy, info.loss, info.energy, grads))
+        assert all(np.all(x) for x in jax.tree.leaves(finite))
+    # What is seen does change them.
+    (energy, _), _ = everything(jnp.where(seen, 1 - targets, 0))[0]
+    assert energy != expected[0][0][0]
+
+
+def test_ancestral_samples_are_of_the_joint_distribution(x64):
+    params, _ = gaussian.arrays()
+    count = 20_000
+    inputs = pcjax.no_inputs(count, jnp.float64)
+    free, params = pcjax.free_output(NETWORK), (*params, {})
+    drawn = pcjax.ancestral(free, params, inputs, key=jax.random.key(0), gamma=GAMMA)
+    samples = np.concatenate(drawn[:-1], axis=1)
+    gaussian.check_samples(samples, *gaussian.joint())
+
+
+def test_ancestral_without_a_key_is_the_feedforward_pass(x64):
+    params, _ = gaussian.arrays()
+    inputs = inputs64()
+    expected = pcjax.feedforward(NETWORK, params, inputs)
+    found = pcjax.ancestral(NETWORK, params, inputs)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    given = jnp.ones((4, 3))
+    *_, h, logits = pcjax.ancestral(NETWORK, params, inputs, given={2: given})
+    np.testing.assert_array_equal(h, given)
+    np.testing.assert_array_equal(logits, NETWORK.layers[2].apply(params[2], given))
+
+
+def both_ways(alpha_b):
+    """A bidirectional network with both ends held, and a start fed forward."""
+    network = pcjax.bidirectional([3, 4, 5, 2], jnp.tanh)
+    case = problems.make(network, (0,), dtype=jnp.float64)
+    x, y = (
+        jnp.asarray(np.random.default_rng(n).normal(size=(5, n)), jnp.float64)
+        for n in (3, 2)
+    )
+    *hidden, _ = pcjax.ancestral(network, case.params, case.inputs, given={1: x, 4: y})
+    method = pcjax.held(pcjax.sequential(5, 0.1), (True, False, False, True))
+    gamma = (0.0, 2.0, 2.0, 2.0, alpha_b)
+    grad_fn = pcjax.value_and_grad(network, method, gamma=gamma)
+    zeros = jnp.zeros((5, 12))
+    return case.params, x, y, grad_fn(case.params, case.inputs, zeros, hidden=hidden)
+
+
+def test_bidirectional_without_backward_errors_is_the_discriminative_net(x64):
+    params, x, y, ((energy, info), grads) = both_ways(0.0)
+    plain = pcjax.value_and_grad(
+        pcjax.mlp([3, 4, 5, 2], jnp.tanh), pcjax.sequential(5, 0.1), gamma=(2, 2, 2)
+    )
+    (expected, wanted), slopes = plain(params[1:-1], x, y)
+    problems.assert_trees_close((energy, grads[1:-1]), (expected, slopes))
+    problems.assert_trees_close(info.state.activities[1:4], wanted.state.activities[:3])
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads[-1]))
+
+
+def test_bidirectional_energy_is_that_of_both_directions(x64):
+    params, _, _, ((_, info), grads) = both_ways(0.7)
+    x = info.state.activities[1:-1]
+    ends = (linear, jnp.tanh, jnp.tanh, linear)
+
+    def energy(params, x):
+        values = [f(h) for f, h in zip(ends, x, strict=True)]
+        total = 0.0
+        for i, (up, down) in enumerate(zip(params[1:-1], params[-1], strict=True)):
+            above = values[i] @ up["kernel"] + up["bias"][None]
+            below = values[i + 1] @ down["kernel"] + down["bias"][None]
+            total += 2.0 / 2 * jnp.sum((x[i + 1] - above) ** 2, axis=1)
+            total += 0.7 / 2 * jnp.sum((x[i] - below) ** 2, axis=1)
+        return total
+
+    np.testing.assert_allclose(info.energy, energy(params, x), rtol=1e-12)
+    assert np.all(info.energy < info.initial_energy)
+    slopes = jax.grad(lambda params: energy(params, x).mean())(params)
+    problems.assert_trees_close(grads, slopes)
+
+
+def test_epochs_train_a_decoder_with_missing_pixels():
+    """Each image with a mask of its own, by the number that stands as its label."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 3, 2), np.uint8)
+    data = training.device_data(images, np.arange(24), 24)
+    masks = jnp.asarray(rng.random((24, 6)) < 0.5)
+    flat = training.generation()
+
+    def prepare(images, labels):
+        inputs, targets = flat(images, labels)
+        return inputs, pcjax.observed(targets, masks[labels])
+
+    network, tx = pcjax.decoder([3, 4, 6]), optax.sgd(0.1)
+    grad_fn = pcjax.value_and_grad(network, METHOD, output=pcjax.masked())
+    update = training.make_update(grad_fn, tx)
+    first = training.init_state(network, tx, jax.random.key(0), pcjax.no_inputs(1))
+    epoch = training.make_epoch(update, prepare, 6)
+    state, metrics = problems.quick_jit(epoch)(first, data)
+    batches = training.epoch_batches(first.key, 0, 24, 6)
+    params, opt_state = first.params, first.opt_state
+    step = problems.quick_jit(update)
+    for batch, energy in zip(batches, metrics.energy, strict=True):
+        targets = images[batch].reshape(6, 6) / np.float32(255)
+        known = jnp.where(masks[batch], targets, jnp.nan)
+        params, opt_state, (found, _) = step(
+            params, opt_state, pcjax.no_inputs(6), known
+        )
+        np.testing.assert_allclose(found, energy, rtol=1e-5)
+    problems.assert_trees_close(state.params, params, rtol=1e-4, atol=1e-6)
+
+
+BAD = {
+    "mask_shape": (
+        lambda: pcjax.observed(jnp.ones((2, 3)), jnp.ones((2, 1), bool)),
+        ValueError,
+        r"observed: mask must have the shape \(2, 3\) of what it masks, got \(2, 1\)",
+    ),
+    "mask_dtype": (
+        lambda: pcjax.observed(jnp.ones((2, 3)), jnp.ones((2, 3))),
+        TypeError,
+        "observed: mask must be an array of bools, got float32",
+    ),
+    "integer_targets": (
+        lambda: pcjax.observed(jnp.ones((2, 3), int), jnp.ones((2, 3), bool)),
+        TypeError,
+        "observed: targets must be floats, got int32",
+    ),
+    "softmax_by_element": (
+        lambda: pcjax.masked(pcjax.softmax),
+        ValueError,
+        "classes of softmax are one observation, expected axes=1; got axes=0",
+    ),
+    "axes": (
+        lambda: pcjax.masked(axes=-1),
+        ValueError,
+        "masked: axes must be an int >= 0, got -1",
+    ),
+    "prior_above": (
+        lambda: pcjax.Network((pcjax.dense(3), pcjax.prior(2))),
+        ValueError,
+        r"layer 1 is a prior, which predicts from nothing: expected it to be the first "
+        r"layer.*got \(1,\)",
+    ),
+    "prior_shape": (
+        lambda: pcjax.prior((2, 0)),
+        ValueError,
+        r"prior: shape must hold ints >= 1, got \(2, 0\)",
+    ),
+    "prior_mean": (
+        lambda: pcjax.prior(3, np.zeros(2)),
+        ValueError,
+        r"prior: mean must be a number or an array of shape \(3,\), got one of shape "
+        r"\(2,\)",
+    ),
+    "no_batch": (
+        lambda: pcjax.no_inputs(0),
+        ValueError,
+        "no_inputs: batch_size must be an int >= 1, got 0",
+    ),
+    "decoder_sizes": (
+        lambda: pcjax.decoder([3]),
+        ValueError,
+        r"decoder: expected two or more sizes >= 1, got \[3\]",
+    ),
+    "bidirectional_sizes": (
+        lambda: pcjax.bidirectional([3]),
+        ValueError,
+        r"bidirectional: expected two or more sizes >= 1, got \[3\]",
+    ),
+    "held_errors": (
+        lambda: pcjax.held(pcjax.error_based(1, 0.1), (True,)),
+        ValueError,
+        "held: the method moves errors, so that no activity can be held",
+    ),
+    "held_dtype": (
+        lambda: pcjax.held(METHOD, (jnp.ones(3),)),
+        TypeError,
+        r"held: masks\[0\] must be an array of bools, got float32",
+    ),
+    "held_shape": (
+        lambda: _infer(pcjax.held(METHOD, (False, jnp.ones((4, 2), bool)))),
+        ValueError,
+        r"held: masks\[1\] must have the shape \(4, 3\) of what it masks, got "
+        r"\(4, 2\)",
+    ),
+    "held_count": (
+        lambda: _infer(pcjax.held(METHOD, (False, False, False))),
+        ValueError,
+        "held: expected a mask for each of the 2 hidden activities, got 3",
+    ),
+    "given_index": (
+        lambda: _ancestral(given={3: jnp.ones((4, 5))}),
+        ValueError,
+        "ancestral: given holds an activity 3, expected hidden ones, 1 to 2",
+    ),
+    "given_shape": (
+        lambda: _ancestral(given={1: jnp.ones((4, 5))}),
+        ValueError,
+        r"given\[1\] must have the shape \(4, 2\) of its prediction, got \(4, 5\)",
+    ),
+    "no_precision": (
+        lambda: _ancestral(key=jax.random.key(0), gamma=(0.0, 1.0)),
+        ValueError,
+        "ancestral: the gamma of h_1 is 0, so that it cannot be drawn",
+    ),
+    "precision_function": (
+        lambda: _ancestral(gamma=lambda h, e: 1.0),
+        ValueError,
+        "ancestral: gamma must be numbers, not a function",
+    ),
+    "ancestral_temperature": (
+        lambda: _ancestral(temperature=-1.0),
+        ValueError,
+        "ancestral: temperature must be >= 0 and finite, got -1.0",
+    ),
+    "weights_of_other_features": (
+        lambda: _infer(METHOD, gamma=(jnp.ones((1, 3)), 1.0)),
+        ValueError,
+        r"infer: gamma must be a number or hold one weight .* shapes \[\(1, 3\), \(\)",
+    ),
+}
+
+
+def _infer(method, **options):
+    params = NETWORK.init(jax.random.key(0), EMPTY)
+    return pcjax.infer(NETWORK, method, params, EMPTY, jnp.ones((4, 5)), **options)
+
+
+def _ancestral(**options):
+    params = NETWORK.init(jax.random.key(0), EMPTY)
+    return pcjax.ancestral(NETWORK, params, EMPTY, **options)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name):
+    call, error, text = BAD[name]
+    with pytest.raises(error, match=text):
+        call()

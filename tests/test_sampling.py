@@ -1,0 +1,441 @@
+"""Langevin dynamics, learning from samples, precisions and amortised starts."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+
+import pcjax
+from pcjax import training
+from pcjax.inference import infer_to_equilibrium
+from pcjax.networks import linear
+from tests import gaussian, problems
+from tests.gaussian import GAMMA, MASK, NETWORK, TARGETS
+
+CHAINS = 10_000
+
+
+def posterior():
+    """Of the free variables (z, h, missing x) of the first example: mean, Hessian."""
+    _, spread = gaussian.joint()
+    free = np.concatenate([np.ones(5, bool), ~MASK[0]])
+    hessian = np.linalg.inv(spread)[np.ix_(free, free)]
+    return gaussian.condition(TARGETS[0], MASK[0])[0][free], hessian, free
+
+
+def stationary(hessian, eps, momentum, temperature):
+    """The covariance of the discretised dynamics, by its Lyapunov equation."""
+    one, n = np.eye(len(hessian)), len(hessian)
+    step = np.block([[one - eps * hessian, momentum * one]] * 2)
+    step[n:, :n] -= one  # velocities: m d - eps K h
+    noise = 2 * eps * (1 - momentum) * temperature * np.block([[one, one]] * 2)
+    return scipy.linalg.solve_discrete_lyapunov(step, noise)[:n, :n]
+
+
+def chains(method, key):
+    """The last states of chains with the data as a free output, [CHAINS, 7]."""
+    params, targets = gaussian.arrays()
+    free, params = pcjax.free_output(NETWORK), (*params, {})
+    inputs = pcjax.no_inputs(CHAINS, jnp.float64)
+    data = jnp.broadcast_to(targets[:1], (CHAINS, 5))
+    hidden = pcjax.ancestral(free, params, inputs, given={3: data})[:-1]
+    mask = jnp.broadcast_to(MASK[:1], (CHAINS, 5))
+    state = pcjax.infer(
+        free,
+        pcjax.held(method, (False, False, mask)),
+        params,
+        inputs,
+        inputs,
+        gamma=GAMMA,
+        hidden=hidden,
+        key=key,
+    ).state
+    return np.concatenate(state.activities[1:-1], axis=1)
+
+
+@pytest.mark.parametrize(("momentum", "temperature"), [(0.0, 1.0), (0.6, 0.5)])
+def test_chains_have_the_mean_and_covariance_of_the_discretised_posterior(
+    x64, momentum, temperature
+):
+    mean, hessian, free = posterior()
+    eps = 0.9 / np.linalg.eigvalsh(hessian)[-1]
+    expected = stationary(hessian, eps, momentum, temperature)
+    if not momentum:
+        closed = np.linalg.inv(hessian - eps * hessian @ hessian / 2)
+        np.testing.assert_allclose(expected, closed, atol=1e-12)
+    method = pcjax.langevin(80, eps, momentum=momentum, temperature=temperature)
+    drawn = chains(method, jax.random.key(1))
+    kept = TARGETS[:1, MASK[0]].repeat(CHAINS, 0)
+    np.testing.assert_allclose(drawn[:, ~free], kept, atol=1e-14)
+    gaussian.check_samples(drawn[:, free], mean, expected)
+    # The test can tell it from the posterior of steps that go to zero.
+    exact = temperature * np.linalg.inv(hessian)
+    assert np.abs(gaussian.deviations(drawn[:, free], mean, exact)).max() > 6
+
+
+def latent(state):
+    return state.activities[1]
+
+
+def small(**options):
+    """A few chains without data, float32, with every state."""
+    network = pcjax.decoder([2, 3])
+    inputs = pcjax.no_inputs(4)
+    params = network.init(jax.random.key(0), inputs)
+    missing = jnp.full((4, 3), jnp.nan)
+
+    def run(key=None, hidden=None, **others):
+        method = pcjax.langevin(4, **({"step_size": 0.1} | options | others))
+        return pcjax.infer(
+            network,
+            method,
+            params,
+            inputs,
+            missing,
+            output=pcjax.masked(),
+            trace=latent,
+            key=key,
+            hidden=hidden,
+        ).trace
+
+    return run
+
+
+def test_every_chain_has_noise_of_its_own_and_is_kept():
+    run = small()
+    kept = np.asarray(run(jax.random.key(0)))
+    assert kept.shape == (5, 4, 2)
+    steps = np.diff(kept, axis=0) + 0.1 * kept[:-1]  # sqrt(2 eps) xi
+    assert len(np.unique(steps.round(6))) == steps.size
+    np.testing.assert_array_equal(kept, run(jax.random.key(0)))
+    assert np.all(kept[1:] != run(jax.random.key(1))[1:])
+    # Without a key the numbers are of the place, and of where a chain goes on.
+    own = np.asarray(run())
+    assert len(np.unique(own[1:])) == own[1:].size
+    np.testing.assert_array_equal(own, run())
+    further = np.asarray(run(hidden=(jnp.asarray(own[-1]),)))
+    assert np.all(np.diff(further, axis=0) != np.diff(own, axis=0))
+
+
+def test_temperature_zero_is_descent_and_schedules_cool():
+    run = small(temperature=0.0)
+    start = jnp.ones((4, 2))
+    kept = run(hidden=(start,))
+    np.testing.assert_allclose(kept[-1], 0.9**4 * start, rtol=1e-6)
+    cooled = small(temperature=lambda t: jnp.where(t < 2, 1.0, 0.0))(jax.random.key(0))
+    np.testing.assert_allclose(cooled[4], 0.9**2 * cooled[2], rtol=1e-5)
+    assert not np.allclose(cooled[2], 0.9 * cooled[1])
+
+
+def sigma_points(mean, spread):
+    """Points [2n, n] whose mean and covariance are these exactly."""
+    n = len(mean)
+    root = np.sqrt(n) * np.linalg.cholesky(spread).T
+    return np.concatenate([mean + root, mean - root])
+
+
+def expected_gradient(mean, spread):
+    """The mean local gradient under a normal distribution of latents, exactly."""
+    params, targets = gaussian.arrays()
+    points = jnp.asarray(sigma_points(mean, spread))
+    count = len(points)
+    activities = (
+        pcjax.no_inputs(count, jnp.float64),
+        points[:, :2],
+        points[:, 2:],
+        jnp.broadcast_to(targets[:1], (count, 5)),
+    )
+    slopes = partial(pcjax.local_gradients, NETWORK, gamma=GAMMA)
+    return problems.quick_jit(slopes)(params, activities)
+
+
+def test_the_gradient_of_log_p_is_the_mean_of_local_gradients(x64):
+    """Local gradients are quadratic in the latents, so that few points are exact."""
+
+    def log_likelihood(params):
+        mu, first, second = params
+        v, w = first["kernel"], second["kernel"]
+        mean = (mu["mean"][None] @ v + first["bias"][None]) @ w + second["bias"][None]
+        inner = v.T @ v / GAMMA[0] + jnp.eye(3) / GAMMA[1]
+        spread = w.T @ inner @ w + jnp.eye(5) / GAMMA[2]
+        return jax.scipy.stats.multivariate_normal.logpdf(targets[0], mean[0], spread)
+
+    params, targets = gaussian.arrays()
+    mean, spread = gaussian.condition(TARGETS[0], np.ones(5, bool))
+    found = expected_gradient(mean[:5], spread[:5, :5])
+    expected = problems.quick_jit(jax.grad(lambda params: -log_likelihood(params)))(
+        params
+    )
+    problems.assert_trees_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_training_with_samples_has_that_gradient(x64):
+    """The mean over chains, up to what the step size changes, which is known."""
+    params, targets = gaussian.arrays()
+    mean, spread = gaussian.condition(TARGETS[0], np.ones(5, bool))
+    hessian = np.linalg.inv(spread[:5, :5])
+    eps = 0.5 / np.linalg.eigvalsh(hessian)[-1]
+    expected = expected_gradient(mean[:5], stationary(hessian, eps, 0.0, 1.0))
+    inputs = pcjax.no_inputs(CHAINS, jnp.float64)
+    data = jnp.broadcast_to(targets[:1], (CHAINS, 5))
+    grad_fn = pcjax.value_and_grad(NETWORK, pcjax.langevin(60, eps), gamma=GAMMA)
+    (_, info), grads = grad_fn(params, inputs, data, key=jax.random.key(2))
+    below, errors = (np.asarray(x[2]) for x in info.state[::2])
+    local = -GAMMA[2] * below[:, :, None] * np.asarray(errors)[:, None]
+    np.testing.assert_allclose(grads[2]["kernel"], local.mean(0), atol=1e-12)
+    error = local.std(0) / np.sqrt(CHAINS)
+    away = (grads[2]["kernel"] - expected[2]["kernel"]) / error
+    assert np.abs(away).max() < 3
+
+
+def test_averaged_gradients_are_those_along_one_chain(x64):
+    params, targets = gaussian.arrays()
+    inputs, key = pcjax.no_inputs(4, jnp.float64), jax.random.key(3)
+    chain = problems.quick_jit(
+        pcjax.value_and_grad(NETWORK, pcjax.langevin(3, 0.05), gamma=GAMMA)
+    )
+    descent = pcjax.value_and_grad(NETWORK, pcjax.sequential(5, 0.1), gamma=GAMMA)
+    mcpc = pcjax.averaged(chain, 3, warm_up=descent)
+    (energy, info), grads = mcpc(params, inputs, targets, key=key)
+    hidden, rows = descent(params, inputs, targets)[0][1].state.activities[1:-1], []
+    for index in range(3):
+        own = jax.random.fold_in(key, index)
+        rows.append(chain(params, inputs, targets, hidden=hidden, key=own))
+        hidden = rows[-1][0][1].state.activities[1:-1]
+
+    def mean(*leaves):
+        return sum(leaves) / 3
+
+    expected = jax.tree.map(mean, *(g for _, g in rows))
+    problems.assert_trees_close(grads, expected, rtol=1e-9, atol=1e-12)
+    energies = [value for (value, _), _ in rows]
+    np.testing.assert_allclose(energy, np.mean(energies), rtol=1e-12)
+    np.testing.assert_allclose(jnp.mean(info.energy), energy, rtol=1e-12)
+    problems.assert_trees_close(info.state.activities[1:-1], hidden)
+
+
+def test_a_learned_variance_is_the_mean_squared_error(x64):
+    """Of the data of a scalar chain, `z ~ N(0, 1)`, `x = w z + N(0, 1 / Pi)`.
+
+    At the most probable latent the error is `x / (1 + Pi w^2)`, so `1 / Pi = <e^2>` is
+    a quadratic equation.
+    """
+    w, method = 0.5, pcjax.sequential(60, 0.4)
+    network = pcjax.decoder([1, 1], linear)
+    layers = ({}, {"kernel": jnp.full((1, 1), w), "bias": jnp.zeros(1)})
+    rng = np.random.default_rng(0)
+    targets = jnp.asarray(2 * rng.normal(size=(16, 1)))
+    inputs = pcjax.no_inputs(16, jnp.float64)
+    grad_fn = pcjax.with_precisions(
+        lambda gamma: pcjax.value_and_grad(network, method, gamma=gamma)
+    )
+    tx = optax.multi_transform(
+        {"moves": optax.adam(0.05), "stays": optax.set_to_zero()},
+        pcjax.Precise("stays", ("stays", "moves")),
+    )
+    params = pcjax.Precise(layers, (jnp.zeros(()), jnp.zeros(())))
+    update = training.make_update(grad_fn, tx)
+
+    def step(carry, _):
+        params, opt_state, _ = update(*carry, inputs, targets)
+        return (params, opt_state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=1500)
+    q = float(jnp.mean(targets**2)) - 2 * w**2
+    expected = (q - np.sqrt(q**2 - 4 * w**4)) / (2 * w**4)
+    assert params.log_precisions[0] == 0
+    np.testing.assert_allclose(np.exp(params.log_precisions[1]), expected, rtol=1e-6)
+
+
+def test_gradients_of_precisions_are_those_of_the_normalised_energy(x64):
+    """A number for a layer, one per feature, and a channel of images; with a mask."""
+    params, targets = gaussian.arrays()
+    rng = np.random.default_rng(0)
+    logs = [jnp.asarray(rng.normal(size=shape)) for shape in ((2,), (), ())]
+    inputs = pcjax.no_inputs(4, jnp.float64)
+    method = pcjax.sequential(3, 0.05)
+    known = pcjax.observed(targets, jnp.asarray(MASK))
+    grad_fn = pcjax.with_precisions(
+        lambda gamma: pcjax.value_and_grad(
+            NETWORK, method, gamma=gamma, output=pcjax.masked()
+        )
+    )
+    whole = pcjax.Precise(params, logs)
+    (energy, info), grads = problems.quick_jit(grad_fn)(whole, inputs, known)
+    _, z, h, _ = info.state.activities
+
+    def normal(params, logs):
+        """Minus the log density of latents and of what is seen, by scipy's formula."""
+        mu, first, second = params
+        means = (
+            mu["mean"][None],
+            z @ first["kernel"] + first["bias"][None],
+            h @ second["kernel"] + second["bias"][None],
+        )
+        total = 0.0
+        for value, mean, log, seen in zip(
+            (z, h, targets), means, logs, (1, 1, MASK), strict=True
+        ):
+            scale = jnp.exp(-log / 2)[None] if log.ndim else jnp.exp(-log / 2)
+            density = jax.scipy.stats.norm.logpdf(value, mean, scale)
+            total -= jnp.sum((density + 0.5 * jnp.log(2 * jnp.pi)) * seen)
+        return total / 4
+
+    np.testing.assert_allclose(energy, normal(params, logs), rtol=1e-12)
+    np.testing.assert_allclose(energy, jnp.mean(info.energy), rtol=1e-12)
+    slopes = jax.grad(normal, argnums=(0, 1))(params, logs)
+    problems.assert_trees_close((grads.layers, grads.log_precisions), slopes)
+
+
+def test_weights_per_feature_are_those_of_the_energy(x64):
+    """One step by autodiff of the free energy, and the weights of one number each."""
+    params, targets = gaussian.arrays()
+    inputs = pcjax.no_inputs(4, jnp.float64)
+    rng = np.random.default_rng(0)
+    gamma = (jnp.asarray(rng.random((1, 2))), jnp.asarray(rng.random((4, 3))), 2.0)
+    hidden = tuple(jnp.asarray(rng.normal(size=(4, n))) for n in (2, 3))
+    state = pcjax.infer(
+        NETWORK,
+        pcjax.simultaneous(1, 0.1),
+        params,
+        inputs,
+        targets,
+        gamma=gamma,
+        hidden=hidden,
+    ).state
+    errors = pcjax.prediction_errors(NETWORK, params, (inputs, *hidden, targets))
+
+    def energy(hidden):
+        activities = (inputs, *hidden, targets)
+        return pcjax.free_energy(NETWORK, params, activities, gamma=gamma).sum()
+
+    by_hand = [0.5 * g * e**2 for g, e in zip(gamma, errors, strict=True)]
+    total = sum(np.sum(part) for part in by_hand)
+    np.testing.assert_allclose(energy(hidden), total, rtol=1e-12)
+    slopes = jax.grad(energy)(hidden)
+    expected = [h - 0.1 * g for h, g in zip(hidden, slopes, strict=True)]
+    problems.assert_trees_close(list(state.activities[1:-1]), expected)
+
+
+def test_an_amortiser_that_is_the_posterior_mean_has_no_gradient(x64):
+    """The latent is affine in the data, so that a linear amortiser can be exact."""
+    params, targets = gaussian.arrays()
+    mean, spread = gaussian.joint()
+    gain = spread[:2, 5:] @ np.linalg.inv(spread[5:, 5:])
+    exact = {
+        "kernel": jnp.asarray(gain.T),
+        "bias": jnp.asarray(mean[:2] - gain @ mean[5:]),
+    }
+    inputs = pcjax.no_inputs(4, jnp.float64)
+    rest = pcjax.value_and_grad(NETWORK, pcjax.sequential(2000, 0.1), gamma=GAMMA)
+    grad_fn = pcjax.amortised(rest, NETWORK, pcjax.mlp([5, 2]))
+    whole = pcjax.Amortised(params, (exact,))
+    (energy, info), grads = grad_fn(whole, inputs, targets)
+    slopes = grads.amortiser[0]
+    assert all(np.abs(x).max() < 1e-8 for x in jax.tree.leaves(slopes))
+    expected, wanted = rest(params, inputs, targets)
+    problems.assert_trees_close((energy, grads.network), (expected[0], wanted), 1e-8)
+    # One that is off by d is pulled back by d, the mean of it being the bias's.
+    off = {"kernel": exact["kernel"], "bias": exact["bias"] + 0.5}
+    (_, info), grads = grad_fn(pcjax.Amortised(params, (off,)), inputs, targets)
+    np.testing.assert_allclose(grads.amortiser[0]["bias"], 0.5, atol=1e-8)
+    # Inference starts where the amortiser says.
+    still = pcjax.value_and_grad(NETWORK, pcjax.sequential(1, 0.0), gamma=GAMMA)
+    grad_fn = pcjax.amortised(still, NETWORK, pcjax.mlp([5, 2]))
+    (_, info), _ = grad_fn(whole, inputs, targets)
+    guess = targets @ exact["kernel"] + exact["bias"][None]
+    expected = pcjax.ancestral(NETWORK, params, inputs, given={1: guess})[:-1]
+    problems.assert_trees_close(info.state.activities[1:-1], expected)
+
+
+BAD = {
+    "temperature": (
+        lambda: pcjax.langevin(3, 0.1, temperature=-1.0),
+        ValueError,
+        "langevin: temperature must be >= 0 and finite, got -1.0",
+    ),
+    "temperatures": (
+        lambda: pcjax.langevin(3, 0.1, temperature=jnp.ones(2)),
+        ValueError,
+        r"temperature must be a number or a schedule, got an array of shape \(2,\)",
+    ),
+    "momentum": (
+        lambda: pcjax.langevin(3, 0.1, momentum=1.0),
+        ValueError,
+        r"langevin: momentum must be in \[0, 1\), got 1.0",
+    ),
+    "steps": (
+        lambda: pcjax.langevin(0, 0.1),
+        ValueError,
+        "langevin: num_steps must be an int >= 1, got 0",
+    ),
+    "step_size": (
+        lambda: pcjax.langevin(3, -0.1),
+        ValueError,
+        "langevin: step_size must be >= 0 and finite, got -0.1",
+    ),
+    "samples": (
+        lambda: pcjax.averaged(lambda *args: None, 0),
+        ValueError,
+        "averaged: num_samples must be an int >= 1, got 0",
+    ),
+    "no_function": (
+        lambda: pcjax.averaged("mcpc", 2),
+        TypeError,
+        "averaged: grad_fn must be a function",
+    ),
+    "no_state": (
+        lambda: _gradients(pcjax.averaged(pcjax.backprop.value_and_grad(NETWORK), 2)),
+        ValueError,
+        "averaged: the gradient function keeps no state of inference",
+    ),
+    "no_precisions": (
+        lambda: _gradients(pcjax.with_precisions(lambda gamma: _grad_fn)),
+        TypeError,
+        "with_precisions: params must be a pcjax.Precise .* got a tuple",
+    ),
+    "no_amortiser": (
+        lambda: _gradients(pcjax.amortised(_grad_fn, NETWORK, pcjax.mlp([5, 2]))),
+        TypeError,
+        "amortised: params must be a pcjax.Amortised .* got a tuple",
+    ),
+}
+
+
+def _grad_fn(*args, **options):
+    raise AssertionError("never called")
+
+
+def _gradients(grad_fn):
+    inputs = pcjax.no_inputs(4)
+    params = NETWORK.init(jax.random.key(0), inputs)
+    return grad_fn(params, inputs, jnp.ones((4, 5)))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name):
+    call, error, text = BAD[name]
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_equilibrium_starts_from_amortised_latents(x64):
+    """A start that is right is where inference to equilibrium stays."""
+    params, targets = gaussian.arrays()
+    rows = [gaussian.condition(x, np.ones(5, bool))[0] for x in TARGETS]
+    latents = jnp.asarray(rows)[:, :5]
+    rest = infer_to_equilibrium(
+        NETWORK,
+        pcjax.sequential(10, 0.1),
+        params,
+        pcjax.no_inputs(4, jnp.float64),
+        targets,
+        gamma=GAMMA,
+        hidden=(latents[:, :2], latents[:, 2:]),
+    )
+    assert rest.converged.all()
+    assert rest.num_steps.max() == 0
