@@ -1,7 +1,8 @@
 """How weights learn: gradients and training iterations.
 
-`gradients` holds the local gradients (eq. 4) after inference, `incremental` iterations
-in which the weights move along with the activities, and `backprop` the baseline.
+`gradients` holds the local gradients (eq. 4) after inference, `nudging` those of nudged
+outputs, `incremental` iterations in which the weights move along with the activities,
+and `backprop` the baseline.
 """
 
 from pcjax.learning import backprop
@@ -13,13 +14,16 @@ from pcjax.learning.gradients import (
     value_and_grad,
 )
 from pcjax.learning.incremental import incremental
+from pcjax.learning.nudging import centred, nudged
 
 __all__ = [
     "GradFn",
     "Info",
     "Update",
     "backprop",
+    "centred",
     "incremental",
     "local_gradients",
+    "nudged",
     "value_and_grad",
 ]
