@@ -22,8 +22,10 @@ from pcjax.inference import (
 from pcjax.learning import (
     Info,
     backprop,
+    centred,
     incremental,
     local_gradients,
+    nudged,
     value_and_grad,
 )
 from pcjax.networks import (
@@ -33,23 +35,28 @@ from pcjax.networks import (
     Output,
     add,
     autoencoder,
+    average_pool,
     check_separate,
     conv,
     convnet,
     dense,
     feedforward,
+    free_nudge,
     from_linen,
     from_nnx,
     full_clamp,
     identity,
     layers,
+    max_pool,
     mlp,
     modules,
+    nudge,
     outputs,
     sigmoid,
     skip,
     soft_clamp,
     softmax,
+    vgg,
 )
 from pcjax.optimizers import ScaleByMQState, finite, mq, normalised, scale_by_mq
 from pcjax.theory import newton, proximal, theorem1
@@ -90,7 +97,9 @@ __all__ = [
     "ScaleByMQState",
     "add",
     "autoencoder",
+    "average_pool",
     "backprop",
+    "centred",
     "check_separate",
     "conv",
     "convnet",
@@ -102,6 +111,7 @@ __all__ = [
     "finite",
     "free_energy",
     "free_energy_per_layer",
+    "free_nudge",
     "from_linen",
     "from_nnx",
     "full_clamp",
@@ -109,8 +119,11 @@ __all__ = [
     "incremental",
     "infer",
     "local_gradients",
+    "max_pool",
     "mlp",
     "mq",
+    "nudge",
+    "nudged",
     "prediction_errors",
     "scale_by_mq",
     "sequential",
@@ -122,6 +135,7 @@ __all__ = [
     "softmax",
     "training",
     "value_and_grad",
+    "vgg",
 ]
 
 __version__ = "0.1.0"

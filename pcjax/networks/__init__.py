@@ -2,9 +2,10 @@
 
 `network` defines layers and networks of them, `near` how inference evaluates a layer
 and `fitting` what belongs to a network; `layers` holds the dense and convolutional
-layers, `sums` those of graphs, `nets` the paper's nets, `modules` those of flax,
-`outputs` holds the links, losses and clamps of the last layer, and `separate` checks
-that no layer mixes examples.
+layers, `pooling` what a convolution may end in, `sizes` the checks of both, `sums` the
+layers of graphs, `nets` the paper's nets, `vgg` those of the field's benchmark,
+`modules` those of flax, `outputs` the links, losses and clamps of the last layer,
+`nudges` the clamps that nudge it, and `separate` checks that no layer mixes examples.
 """
 
 from pcjax.networks.layers import conv, dense
@@ -19,6 +20,7 @@ from pcjax.networks.network import (
     feedforward,
     linear,
 )
+from pcjax.networks.nudges import free_nudge, nudge
 from pcjax.networks.outputs import (
     Clamp,
     Output,
@@ -28,8 +30,10 @@ from pcjax.networks.outputs import (
     soft_clamp,
     softmax,
 )
+from pcjax.networks.pooling import Pool, average_pool, max_pool
 from pcjax.networks.separate import check_separate
 from pcjax.networks.sums import add, skip
+from pcjax.networks.vgg import vgg
 
 __all__ = [
     "Activation",
@@ -39,21 +43,27 @@ __all__ = [
     "Network",
     "Output",
     "Params",
+    "Pool",
     "add",
     "autoencoder",
+    "average_pool",
     "check_separate",
     "conv",
     "convnet",
     "dense",
     "feedforward",
+    "free_nudge",
     "from_linen",
     "from_nnx",
     "full_clamp",
     "identity",
     "linear",
+    "max_pool",
     "mlp",
+    "nudge",
     "sigmoid",
     "skip",
     "soft_clamp",
     "softmax",
+    "vgg",
 ]
