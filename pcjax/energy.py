@@ -5,7 +5,7 @@ of `free_energy`, and the tests hold them to it.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -212,6 +212,7 @@ def call_at(name: str, hook: Callable, t: Any, *args: Any, **others: Any) -> Any
     Raises:
       ValueError: if it has a `t`, but there is no inference and so no t.
     """
+    names: Mapping[str, Any]
     try:
         names = inspect.signature(hook).parameters
     except (TypeError, ValueError):  # a callable without a signature

@@ -103,9 +103,8 @@ def test_changes_of_pools_are_exact_relative_to_the_shift(name, size):
     )
 
 
-@pytest.mark.parametrize("num_steps", [1, 3])
-def test_a_vgg_has_the_products_of_other_nets(num_steps):
-    network, layers = pcjax.vgg(5, 10, width=2), 5
+def test_a_vgg_has_the_products_of_other_nets():
+    network, layers, num_steps = pcjax.vgg(5, 10, width=2), 5, 3
     arrays = jnp.ones((2, 16, 16, 3)), jnp.ones((2, 10)) / 10
 
     def count(method):
@@ -120,10 +119,10 @@ def test_a_vgg_has_the_products_of_other_nets(num_steps):
     products = [n * n * 9 * a * b for n, (a, b) in pairs]
     first, *others = [*products, 8 * 10]
     assert counts.flops == 2 * 2 * (2 * first + (2 + 2 * num_steps) * sum(others))
-    if num_steps == 3:  # three are one below the number of hidden activities
-        zero = sum(2 * (layers - 2 - t) for t in range(num_steps))
-        simultaneous = count(pcjax.simultaneous(num_steps, 0.05))
-        assert simultaneous.dots == counts.dots - zero
+    # Three iterations are one below the number of hidden activities.
+    zero = sum(2 * (layers - 2 - t) for t in range(num_steps))
+    simultaneous = count(pcjax.simultaneous(num_steps, 0.05))
+    assert simultaneous.dots == counts.dots - zero
 
 
 def test_shapes_and_sizes_of_the_vgg_nets():

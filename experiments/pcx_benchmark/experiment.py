@@ -161,7 +161,8 @@ def _extra(
 def _cpu(config: Config) -> Size:
     """Minutes on two cores; the VGG nets are narrow, and take larger rates for it."""
     if config.net == "mlp":
-        return Size(10, 5, 10_000, None, width=128, batch_size=64)
+        epochs = 20 if config.dataset_name == "digits" else 6
+        return Size(epochs, 5, 6_000, 5_000, width=128, batch_size=32)
     return Size(4, 3, 2_000, 1_000, width=16, batch_size=40, rate_factor=4.0)
 
 

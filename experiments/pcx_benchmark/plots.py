@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.classification.protocols import accuracies
 from experiments.common import report
+from experiments.pcx_benchmark.statements import honest
 
 # Colours by what is learned from: grey backprop, blue the clamp, orange nudges.
 STYLES: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
 
 def _ranking(panel: Any, methods: dict[str, Any]) -> None:
     """Every seed's accuracy by the honest protocol, the best method on top."""
-    found = {n: accuracies(curves, "top1").halves for n, curves in methods.items()}
+    found = {name: honest(curves) for name, curves in methods.items()}
     ranked = sorted(found, key=lambda name: np.mean(found[name]))
     for place, name in enumerate(ranked):
         values, color = found[name], STYLES[name]["color"]
