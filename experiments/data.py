@@ -19,7 +19,7 @@ class Config:
     """Decodes a data set into the cache and says what is in it."""
 
     dataset: str = "digits"
-    """digits (built in), cifar10, svhn_cropped, mnist, fashion_mnist or
+    """digits (built in), cifar10, cifar100, svhn_cropped, mnist, fashion_mnist or
     tiny_imagenet."""
     data_dir: Path | None = None
     """The folder of prepared TFDS data sets; digits needs none."""

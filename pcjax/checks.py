@@ -70,7 +70,7 @@ def _takes(function: Any, count: int) -> bool:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return True
-    named = {"t": 0} if "t" in signature.parameters else {}
+    named = {name: 0 for name in ("t", "first") if name in signature.parameters}
     try:
         signature.bind(*range(count), **named)
     except TypeError:

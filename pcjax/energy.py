@@ -5,7 +5,7 @@ of `free_energy`, and the tests hold them to it.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -205,17 +205,21 @@ def decay_weights(
     return _per_layer(function, "decay", decay, activities, signed, len(errors) - 1)
 
 
-def call_at(name: str, hook: Callable, t: Any, *args: Any) -> Any:
+def call_at(name: str, hook: Callable, t: Any, *args: Any, **others: Any) -> Any:
     """Calls a user's gamma, decay or clamp, with `t=` if it has such an argument.
 
+    The same holds of `others` by their names.
+
     Raises:
-      ValueError: if it has one, but there is no inference and so no t.
+      ValueError: if it has a `t`, but there is no inference and so no t.
     """
+    names: Mapping[str, Any]
     try:
-        takes_t = "t" in inspect.signature(hook).parameters
+        names = inspect.signature(hook).parameters
     except (TypeError, ValueError):  # a callable without a signature
-        takes_t = False
-    if not takes_t:
+        names = {}
+    hook = partial(hook, **{k: v for k, v in others.items() if k in names})
+    if "t" not in names:
         return hook(*args)
     if t is None:
         raise ValueError(

@@ -167,6 +167,7 @@ _LOADERS: dict[str, Loader] = {
         expected.name: partial(_load_prepared, expected)
         for expected in (
             Prepared("cifar10", (32, 32, 3), 10),
+            Prepared("cifar100", (32, 32, 3), 100),
             Prepared("svhn_cropped", (32, 32, 3), 10),
             Prepared("mnist", (28, 28, 1), 10),
             Prepared("fashion_mnist", (28, 28, 1), 10),

@@ -6,6 +6,7 @@ between networks that train side by side (`Hyper`) may be traced.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import optax
 import pcjax
 from experiments.common.settings import Settings
 from pcjax import training
-from pcjax.learning.gradients import Update
+from pcjax.learning.gradients import GradFn, Update
 from pcjax.optimizers import normalised
 from pcjax.training.diagnosis import NonFinite, diagnose
 
@@ -38,11 +39,17 @@ class Recipe(NamedTuple):
       inference: the method of inference; None is backprop.
       clamps: `clamp` and `learning_clamp` of inference learning.
       weights_move: whether weights step at every iteration of inference.
+      output: in the place of the task's.
+      nudge: `(rule, epoch) -> grad_fn` of nudged outputs, see `pcjax.nudged`.
+      epoch: which it is of, counted from 0, possibly traced.
     """
 
     inference: pcjax.Method | None
     clamps: dict[str, Any] = {}  # noqa: RUF012
     weights_move: bool = False
+    output: pcjax.Output | None = None
+    nudge: Callable[[Any, Any], GradFn] | None = None
+    epoch: jax.Array | int = 0
 
     @property
     def steps(self) -> int:
@@ -56,14 +63,20 @@ class Recipe(NamedTuple):
         tx: optax.GradientTransformation,
     ) -> Update:
         """The training iteration."""
-        if self.inference is None:
-            grad_fn = pcjax.backprop.value_and_grad(network, output=output)
-            return training.make_update(grad_fn, tx)
-        options = {"output": output, **self.clamps}
-        if self.weights_move:
+        if self.inference is not None and self.weights_move:
+            options = {"output": self.output or output, **self.clamps}
             return pcjax.incremental(network, self.inference, tx, **options)
-        grad_fn = pcjax.value_and_grad(network, self.inference, **options)
-        return training.make_update(grad_fn, tx)
+        return training.make_update(self.grad_fn(network, output), tx)
+
+    def grad_fn(self, network: pcjax.Network, output: pcjax.Output) -> GradFn:
+        """The gradient, of weights that do not move during inference."""
+        output = self.output or output
+        if self.inference is None:
+            return pcjax.backprop.value_and_grad(network, output=output)
+        learn = partial(
+            pcjax.value_and_grad, network, self.inference, output=output, **self.clamps
+        )
+        return learn() if self.nudge is None else self.nudge(learn, self.epoch)
 
     def diagnose(
         self,
@@ -84,7 +97,7 @@ class Recipe(NamedTuple):
             targets,
             tx=tx,
             opt_state=opt_state,
-            output=output,
+            output=self.output or output,
             weights_move=self.weights_move,
             **self.clamps,
         )

@@ -34,8 +34,8 @@ class Options:
     """smoke: seconds, on digits. cpu: minutes on two cores, on CIFAR-10. paper: the
     paper's epochs, seeds and grids, for a GPU."""
     dataset: str | None = None
-    """digits (built in), cifar10, svhn_cropped, tiny_imagenet, ...; by default digits
-    for smoke and cifar10 for the others."""
+    """digits (built in), cifar10, cifar100, svhn_cropped, tiny_imagenet, ...; by
+    default digits for smoke and cifar10 for the others."""
     data_dir: Path | None = None
     """The folder of prepared TFDS data sets; digits needs none."""
     seeds: int | None = None

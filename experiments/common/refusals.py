@@ -8,6 +8,7 @@ from experiments.common.settings import Settings
 from experiments.common.tasks import Task
 from pcjax import training
 from pcjax.optimizers.finite import NonFiniteError
+from pcjax.training.data import takes_key
 
 
 def mean_of_kept(metric: np.ndarray) -> np.ndarray:
@@ -54,12 +55,15 @@ def raise_if_refused(
     batch, step_of_batch = divmod(step, recipe.steps)
     epoch, index = divmod(batch, total // batch_size)
     batches = training.epoch_batches(state.key, epoch, total, batch_size)
+    key = {}
+    if takes_key(task.prepare):
+        key = {"key": training.batch_keys(state.key, epoch, len(batches))[index]}
     found = recipe.diagnose(
         task.network,
         task.output,
         method.optimizer(hyper.learning_rate, settings),
         (state.params, state.opt_state.inner_state),
-        *task.prepare(*jax.tree.map(lambda x: x[batches[index]], task.train)),
+        *task.prepare(*jax.tree.map(lambda x: x[batches[index]], task.train), **key),
     )
     if found and recipe.weights_move and found.iteration is not None:
         # Step k is made of the state that k iterations have left.

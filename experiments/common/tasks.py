@@ -75,7 +75,7 @@ def make_task(
     """
     classes = images.num_classes
     pixels = images.train.images[0].size
-    train, held_out = _subset(images.train, train_images, classes), None
+    train, held_out = subset(images.train, train_images, classes), None
     if validation:
         train, held_out = validation_split(train, validation, seed=0)
     problem = _problem(
@@ -124,7 +124,7 @@ def _problem(
     return network, output, training.classification(classes, **scaled), measure
 
 
-def _subset(split: Split, count: int | None, classes: int) -> Split:
+def subset(split: Split, count: int | None, classes: int) -> Split:
     """The first `count` images, equally many of every class (or one more).
 
     Images keep their order, so that a smaller subset is part of a larger one.

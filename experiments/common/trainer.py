@@ -125,7 +125,7 @@ class Trainer:
             return self._rule(hyper)[1].init(params)
 
         def epoch(hyper, state, data):
-            update, _ = self._rule(hyper)
+            update, _ = self._rule(hyper, state.epoch)
             return training.make_epoch(update, task.prepare, self._batch_size)(
                 state, data
             )
@@ -137,13 +137,15 @@ class Trainer:
             epoch, (self._hyper, self._state), task.train, donate_argnums=1
         )
 
-    def _rule(self, hyper: Hyper) -> tuple[Any, Any]:
-        """The training iteration and its optimizer."""
+    def _rule(self, hyper: Hyper, epoch: jax.Array | int = 0) -> tuple[Any, Any]:
+        """The training iteration of an epoch and its optimizer."""
         tx = self._method.optimizer(hyper.learning_rate, self._settings)
         if self._on_nonfinite:
             tx = finite.guard(tx, self._on_nonfinite)
         recipe = self._method.rule(self._settings, hyper.step_size)
-        return recipe.update(self._task.network, self._task.output, tx), tx
+        return recipe._replace(epoch=epoch).update(
+            self._task.network, self._task.output, tx
+        ), tx
 
     def epoch(self) -> Record:
         """Trains one epoch and evaluates."""
@@ -223,6 +225,11 @@ class Trainer:
         """The optimizer's own state, without that of the guard."""
         guarded = self._on_nonfinite is not None
         return state.opt_state.inner_state if guarded else state.opt_state
+
+    @property
+    def params(self) -> Any:
+        """The weights as they now are, [runs] in every leaf."""
+        return self._state.params
 
     def logits(self, images: jax.Array) -> np.ndarray:
         """The logits [runs, B, ...] of raw images [B, ...] as the weights now are."""

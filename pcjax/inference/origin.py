@@ -235,9 +235,10 @@ class Origin:
         problem = self.problem
         hidden = jax.tree.map(jnp.add, self.start, tuple(shifts))
         below = (self._inputs, *hidden)[problem.network.reads[-1][0]]
-        logits, targets = widened(predictions[-1], self._targets)
+        first, logits, targets = widened(self.logits, predictions[-1], self._targets)
+        link = problem.output.link
         outputs = call_at(
-            "clamp", problem.clamp, t, targets, problem.output.link(logits), below
+            "clamp", problem.clamp, t, targets, link(logits), below, first=link(first)
         )
         errors = [
             shift if change is None else shift - change

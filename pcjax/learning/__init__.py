@@ -1,9 +1,9 @@
 """How weights learn: gradients and training iterations.
 
-`gradients` holds the local gradients (eq. 4) after inference, `incremental` iterations
-in which the weights move along with the activities, and `backprop` the baseline. Around
-any gradient function go `sampled` (averages over samples), `precisions` (that are
-learned) and `amortised` (starts that are).
+`gradients` holds the local gradients (eq. 4) after inference, `nudging` those of nudged
+outputs, `incremental` iterations in which the weights move along with the activities,
+and `backprop` the baseline. Around any gradient function go `sampled` (averages over
+samples), `precisions` (that are learned) and `amortised` (starts that are).
 """
 
 from pcjax.learning import backprop
@@ -16,6 +16,7 @@ from pcjax.learning.gradients import (
     value_and_grad,
 )
 from pcjax.learning.incremental import incremental
+from pcjax.learning.nudging import centred, nudged
 from pcjax.learning.precisions import Precise, with_precisions
 from pcjax.learning.sampled import averaged
 
@@ -28,8 +29,10 @@ __all__ = [
     "amortised",
     "averaged",
     "backprop",
+    "centred",
     "incremental",
     "local_gradients",
+    "nudged",
     "value_and_grad",
     "with_precisions",
 ]

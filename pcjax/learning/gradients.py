@@ -172,9 +172,10 @@ def _value_and_grad(
     output_error = None
     if learning_clamp is not None:
         below = state.activities[problem.network.reads[-1][0]]
-        logits, labels = widened(state.predictions[-1], targets)
+        first, logits, labels = widened(origin.logits, state.predictions[-1], targets)
+        given = labels, output.link(logits), below
         learned = call_at(
-            "learning_clamp", learning_clamp, t, labels, output.link(logits), below
+            "learning_clamp", learning_clamp, t, *given, first=output.link(first)
         )
         output_error = output.error(*widened(logits, learned))
     energy = state_energy(problem, state, t)

@@ -2,11 +2,12 @@
 
 `network` defines layers and networks of them, `near` how inference evaluates a layer
 and `fitting` what belongs to a network; `layers` holds the dense and convolutional
-layers, `sums` those of graphs, `nets` the paper's nets, `modules` those of flax,
-`outputs` holds the links, losses and clamps of the last layer, and `separate` checks
-that no layer mixes examples. For generative use, `priors` holds what stands at
-the ends of a network, `masks` what is missing of the data, and `bidirectional`
-predictions both ways.
+layers, `pooling` what a convolution may end in, `sizes` the checks of both, `sums` the
+layers of graphs, `nets` the paper's nets, `vgg` those of the field's benchmark,
+`modules` those of flax, `outputs` the links, losses and clamps of the last layer,
+`nudges` the clamps that nudge it, and `separate` checks that no layer mixes examples.
+For generative use, `priors` holds what stands at the ends of a network, `masks` what is
+missing of the data, and `bidirectional` predictions both ways.
 """
 
 from pcjax.networks.bidirectional import bidirectional
@@ -23,6 +24,7 @@ from pcjax.networks.network import (
     feedforward,
     linear,
 )
+from pcjax.networks.nudges import free_nudge, nudge
 from pcjax.networks.outputs import (
     Clamp,
     Output,
@@ -32,9 +34,11 @@ from pcjax.networks.outputs import (
     soft_clamp,
     softmax,
 )
+from pcjax.networks.pooling import Pool, average_pool, max_pool
 from pcjax.networks.priors import decoder, free_output, no_inputs, prior
 from pcjax.networks.separate import check_separate
 from pcjax.networks.sums import add, skip
+from pcjax.networks.vgg import vgg
 
 __all__ = [
     "Activation",
@@ -44,8 +48,10 @@ __all__ = [
     "Network",
     "Output",
     "Params",
+    "Pool",
     "add",
     "autoencoder",
+    "average_pool",
     "bidirectional",
     "check_separate",
     "conv",
@@ -53,6 +59,7 @@ __all__ = [
     "decoder",
     "dense",
     "feedforward",
+    "free_nudge",
     "free_output",
     "from_linen",
     "from_nnx",
@@ -60,12 +67,15 @@ __all__ = [
     "identity",
     "linear",
     "masked",
+    "max_pool",
     "mlp",
     "no_inputs",
+    "nudge",
     "observed",
     "prior",
     "sigmoid",
     "skip",
     "soft_clamp",
     "softmax",
+    "vgg",
 ]

@@ -7,14 +7,16 @@ from typing import Any
 import jax
 
 from pcjax.checks import check_callable, check_count
-from pcjax.networks.layers import are_sizes, conv, dense
+from pcjax.networks.layers import Initializer, conv, dense
 from pcjax.networks.network import Activation, Network, linear
+from pcjax.networks.sizes import are_sizes
 
 
 def mlp(
     sizes: Sequence[int],
     activation: Activation = jax.nn.relu,
     *,
+    kernel_init: Initializer | None = None,
     product_dtype: Any = None,
 ) -> Network:
     """A fully connected network in the pre-activation layout.
@@ -23,6 +25,7 @@ def mlp(
       sizes: of the input, the hidden layers and the output;
         `[3072, 1024, 1024, 1024, 10]` is the paper's classifier.
       activation: `f` of the hidden layers; the input passes unchanged.
+      kernel_init: see `dense`, as for the next.
       product_dtype: see `dense`.
 
     Returns:
@@ -42,6 +45,7 @@ def mlp(
                 size,
                 activation if index else linear,
                 in_features=below,
+                kernel_init=kernel_init,
                 product_dtype=product_dtype,
             )
             for index, (below, size) in enumerate(itertools.pairwise(sizes))

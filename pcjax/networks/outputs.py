@@ -11,8 +11,9 @@ import optax
 
 from pcjax.checks import check_non_negative
 
-# (targets, outputs, activity) -> h_L; outputs = sigma(p_L), activity = h_{L-1}.
-Clamp = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# (targets, outputs, activity) -> h_L; outputs = sigma(p_L), activity = h_{L-1}. If it
+# has such arguments, also `t`, the iteration, and `first`, the feed-forward outputs.
+Clamp = Callable[..., jax.Array]
 
 
 class Output(NamedTuple):

@@ -7,7 +7,7 @@ What replaces the difference:
 - of a function that is linear piece by piece, its slope times d where a and a + d are
   on the same piece, and the difference where they are not (then |d| is at least the
   distance of a from the kink, and nothing is lost);
-- of tanh, its addition theorem;
+- of tanh, its addition theorem, and of the tanh in GELU;
 - of any other function, d times the mean slope between a and a + d, by the Gauss
   quadrature of two points, as long as that agrees with the difference up to the
   rounding of the latter; the difference itself where they disagree, as across a kink or
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Function = Callable[[jax.Array], jax.Array]
 # (a, d) -> f(a + d) - f(a)
@@ -73,6 +74,14 @@ def _of_tanh(a: jax.Array, d: jax.Array) -> jax.Array:
     return step * (1 - at**2) / (1 + at * step)
 
 
+def _of_gelu(a: jax.Array, d: jax.Array) -> jax.Array:
+    # gelu(x) = x (1 + tanh(u(x))) / 2, u(x) = c (x + k x^3)
+    c, k = (2 / np.pi) ** 0.5, 0.044715
+    moved = _of_tanh(c * (a + k * a**3), c * d * (1 + k * (3 * a * (a + d) + d**2)))
+    at = jnp.tanh(c * (a + k * a**3))
+    return 0.5 * (d * (1 + at + moved) + a * moved)
+
+
 def _by_slopes(function: Function) -> Change:
     """The change of a function of which only values and slopes are known."""
 
@@ -107,6 +116,7 @@ _KNOWN: dict[Function, Change] = {
     jax.nn.relu: _of_relu,
     jax.nn.leaky_relu: _of_leaky_relu,
     jax.nn.hard_tanh: _of_hard_tanh,
+    jax.nn.gelu: _of_gelu,
     jnp.tanh: _of_tanh,
     jax.nn.tanh: _of_tanh,
 }

@@ -1,5 +1,6 @@
 """Data sets on the device, and what makes inputs and targets of their images."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ class Data(NamedTuple):
     labels: jax.Array
 
 
-# (images uint8 [B, ...], labels [B]) -> (inputs [B, ...], targets [B, ...]), floats
-Prepare = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (images uint8 [B, ...], labels [B]) -> (inputs [B, ...], targets [B, ...]), floats;
+# one that draws numbers has an argument `key=None`, see `augmented`
+Prepare = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def device_data(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Data:
@@ -124,3 +126,12 @@ def rows(data: Data, index: jax.Array) -> Data:
         return jnp.asarray(x).at[index].get(mode="promise_in_bounds")
 
     return jax.tree.map(take, data)
+
+
+def takes_key(prepare: Prepare) -> bool:
+    """Whether a `prepare` draws numbers: has an argument `key`."""
+    try:
+        parameters = inspect.signature(prepare).parameters
+    except (TypeError, ValueError):
+        return False
+    return "key" in parameters

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from pcjax.checks import check_parts, is_int
 from pcjax.learning.gradients import GradFn, Update
 from pcjax.networks.network import Network, Params
 from pcjax.optimizers.finite import descend
-from pcjax.training.data import Data, Prepare, rows
+from pcjax.training.data import Data, Prepare, rows, takes_key
 
 
 class TrainState(NamedTuple):
@@ -27,7 +28,8 @@ class TrainState(NamedTuple):
     Attributes:
       params: tuple of L pytrees.
       opt_state: the optimizer's state.
-      key: a random key, never changed: epoch `i` shuffles with `fold_in(key, i)`.
+      key: a random key, never changed: epoch `i` shuffles with `fold_in(key, i)`, and
+        prepares its batches with `batch_keys(key, i, steps)`.
       epoch: int32 [], the number of finished epochs.
     """
 
@@ -152,6 +154,21 @@ def epoch_batches(
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
+def batch_keys(key: jax.Array, epoch: jax.Array | int, steps: int) -> jax.Array:
+    """The key that every training iteration of an epoch prepares its batch with.
+
+    Args:
+      key: that of the `TrainState`.
+      epoch: its number, counted from 0.
+      steps: training iterations.
+
+    Returns:
+      Keys [steps], other ones than those that shuffle.
+    """
+    own = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no epoch of that number
+    return jax.random.split(jax.random.fold_in(own, epoch), steps)
+
+
 def make_epoch(
     update: Update, prepare: Prepare, batch_size: int
 ) -> Callable[[TrainState, Data], tuple[TrainState, EpochMetrics]]:
@@ -159,7 +176,8 @@ def make_epoch(
 
     Args:
       update: one training iteration.
-      prepare: makes inputs and targets of a batch of raw data.
+      prepare: makes inputs and targets of a batch of raw data; if it has an argument
+        `key`, as `augmented` makes it, it is given one.
       batch_size: examples an iteration; the last short batch is dropped.
 
     Returns:
@@ -174,10 +192,13 @@ def make_epoch(
 
     def epoch(state, data):
         batches = epoch_batches(state.key, state.epoch, len(data.images), batch_size)
+        keys = {}
+        if takes_key(prepare):
+            keys = {"key": batch_keys(state.key, state.epoch, len(batches))}
 
-        def iterate(carry, index):
-            params, opt_state = carry
-            inputs, targets = prepare(*rows(data, index))
+        def iterate(carry, batch):
+            (params, opt_state), (index, key) = carry, batch
+            inputs, targets = prepare(*rows(data, index), **key)
             params, opt_state, (energy, info) = update(
                 params, opt_state, inputs, targets
             )
@@ -188,7 +209,7 @@ def make_epoch(
         (params, opt_state), metrics = jax.lax.scan(
             iterate,
             (state.params, state.opt_state),
-            batches,
+            (batches, keys),
         )
         return TrainState(params, opt_state, state.key, state.epoch + 1), metrics
 

@@ -16,6 +16,7 @@ be added up.
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import jax
@@ -228,12 +229,13 @@ def split_batches(mesh: Mesh, prepare: Prepare) -> Prepare:
     """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
-    def prepare_split(images, labels):
+    @wraps(prepare)  # whether it takes a key
+    def prepare_split(images, labels, **key):
         _check_divisible("split_batches", "a batch", len(images), mesh, BATCH)
         split = jax.lax.with_sharding_constraint
         if _is_explicit(mesh, BATCH):  # a part of the type, which no hint can change
             split = jax.sharding.reshard
-        return split(prepare(images, labels), sharding)
+        return split(prepare(images, labels, **key), sharding)
 
     return prepare_split
 

@@ -17,7 +17,13 @@ from experiments import data as command
 from experiments.common import cache, data
 
 COUNTS = {"train": 30, "test": 20}
-SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
+SHAPES = {
+    "cifar10": (32, 32, 3),
+    "cifar100": (32, 32, 3),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+}
+CLASSES = {"cifar100": 100}  # 10 of the others
 
 
 def _splits(name, seed=0):
@@ -25,7 +31,7 @@ def _splits(name, seed=0):
     return {
         split: data.Split(
             rng.integers(0, 256, (count, *SHAPES[name]), np.uint8),
-            np.arange(count, dtype=np.int32) % 10,
+            np.arange(count, dtype=np.int32) % 10 * (CLASSES.get(name, 10) // 10),
         )
         for split, count in COUNTS.items()
     }
@@ -42,10 +48,16 @@ def _prepare(data_dir, name, splits, version="3.0.2", shards=2):
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 
+    more = name == "cifar100"  # TFDS has its coarse labels, too
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=SHAPES[name], dtype=np.uint8),
             "label": tfds.features.ClassLabel(num_classes=100),
+            **(
+                {"coarse_label": tfds.features.ClassLabel(num_classes=20)}
+                if more
+                else {}
+            ),
         }
     )
     folder = data_dir / name / version
@@ -58,6 +70,7 @@ def _prepare(data_dir, name, splits, version="3.0.2", shards=2):
             writer = ArrayRecordWriter(str(folder / file), "group_size:1")
             for i in part:
                 record = {"image": _png(arrays.images[i]), "label": arrays.labels[i]}
+                record |= {"coarse_label": i % 20} if more else {}
                 writer.write(features.serialize_example(record))
             writer.close()
         infos.append(
@@ -117,7 +130,7 @@ def test_prepared_images_and_labels_are_read_and_cached(
     splits = _splits(name)
     _prepare(tmp_path / "sets", name, splits)
     dataset = load(name)
-    assert (dataset.name, dataset.num_classes) == (name, 10)
+    assert (dataset.name, dataset.num_classes) == (name, CLASSES.get(name, 10))
     _assert_equal(dataset, splits)
     _forbid_decoding(monkeypatch)
     _assert_equal(load(name), splits)

@@ -1,0 +1,106 @@
+"""Accuracies beside the published ones, and the order of the methods."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.classification.protocols import accuracies, chosen_on_halves
+from experiments.classification.statements import PROTOCOLS
+from experiments.common import report
+from experiments.common.claims import Claim, above, difference
+from experiments.pcx_benchmark.published import ACCURACIES, ORDER
+
+SOURCE = "second-hand"
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Every accuracy by every protocol, the orders, and how near backprop each is."""
+    methods = results["methods"]
+    said = ACCURACIES.get((results["dataset"], results["net"]), {})
+    rows = []
+    for name, curves in methods.items():
+        found = accuracies(curves, "top1")
+        for protocol, label in PROTOCOLS.items():
+            published = said.get(name) if protocol == "best" else None
+            rows.append(
+                Claim(
+                    f"{name}, test accuracy, %, {label}",
+                    f"{published} ({SOURCE})" if published else "-",
+                    report.mean_std(getattr(found, protocol)) + _skipped(curves),
+                )
+            )
+    return [*rows, *_orders(results), *_cosines(methods)]
+
+
+def honest(curves: dict[str, Any]) -> np.ndarray:
+    """Accuracy in %, [runs], of the epoch chosen on half of the test images."""
+    return chosen_on_halves(100 * report.array(curves["halves"]["top1"]))
+
+
+def _skipped(curves: dict[str, Any]) -> str:
+    """How many steps were not finite and left out."""
+    count = int(np.sum(curves.get("refused_steps", 0)))
+    return f" ({count} steps not finite, left out)" if count else ""
+
+
+def _orders(results: dict[str, Any]) -> list[Claim]:
+    """Whether a method is ahead of another as published, by the honest protocol."""
+    halves = {name: honest(curves) for name, curves in results["methods"].items()}
+    ranked = sorted(halves, key=lambda name: -np.mean(halves[name]))
+    rows = [
+        Claim(
+            f"order of the methods ({PROTOCOLS['halves']})",
+            "-",
+            ", ".join(f"{name} {np.mean(halves[name]):.1f}" for name in ranked),
+        )
+    ]
+    for better, worse, said in ORDER:
+        if {better, worse} <= set(halves):
+            gap = difference(halves[better], halves[worse])
+            rows.append(
+                Claim(
+                    f"{better} is ahead of {worse}",
+                    f"{said} ({SOURCE})",
+                    gap.text("points"),
+                    above(gap),
+                )
+            )
+    return rows
+
+
+def _cosines(methods: dict[str, Any]) -> list[Claim]:
+    """The cosine to backprop of the first, the last and the worst layer."""
+    rows = []
+    for name, curves in methods.items():
+        if "cosine" not in curves:  # backprop's own
+            continue
+        mean = report.array(curves["cosine"]).mean(1)  # over the runs
+        text = f"{mean[0]:.3f}, {mean[-1]:.3f}, {mean.min():.3f}"
+        if "residual" in curves:
+            text += f"; ||dF/dh|| is down to {np.mean(curves['residual']):.1g} of it"
+        rows.append(
+            Claim(
+                f"{name}, cosine to backprop of the first, last and worst layer",
+                "-",
+                text,
+            )
+        )
+    return rows
+
+
+def times(results: dict[str, Any], seconds: dict[str, Any]) -> list[Claim]:
+    """Seconds of an epoch, all seeds together, and over those of BP-CE."""
+    found = {
+        name: float(np.median(seconds[f"{name}, per epoch"][name]))
+        for name in results["methods"]
+        if f"{name}, per epoch" in seconds
+    }
+    return [
+        Claim(
+            f"{name}, seconds an epoch of all seeds",
+            "-",
+            f"{each:.3g}"
+            + (f", {each / found['BP-CE']:.2f} x BP-CE" if "BP-CE" in found else ""),
+        )
+        for name, each in found.items()
+    ]

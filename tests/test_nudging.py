@@ -1,0 +1,260 @@
+"""Nudged outputs, against closed forms of equilibria in NumPy and float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from benchmarks import hlo
+from pcjax import training
+from tests import problems
+
+F64 = {"dtype": jnp.float64}
+SIZES = (5, 6, 4, 3)
+
+
+def case_of(activation):
+    """A network whose outputs are far from the targets."""
+    case = problems.dense_case(SIZES, activation, batch=4, **F64)
+    return case._replace(targets=2 * case.targets)
+
+
+def to_equilibrium(network):
+    """Gradients of a clamp's equilibrium, to about 1e-13."""
+    return partial(pcjax.value_and_grad, network, pcjax.error_based(400, 0.25))
+
+
+def limit(case, slope):
+    """`g(beta) / beta` as beta goes to 0: PC of the linearised net, by example.
+
+    `e_l = P_l^T S^-1 r` with `S = I + sum_l P_l P_l^T`, at feed-forward inputs. `slope`
+    is f' as a function of f.
+    """
+    weights = [np.asarray(p["kernel"]) for p in case.params]
+    biases = [np.asarray(p["bias"]) for p in case.params]
+    grads = [np.zeros_like(w) for w in weights]
+    for x, y in zip(np.asarray(case.inputs), np.asarray(case.targets), strict=True):
+        sources, h = [x], x @ weights[0] + biases[0]
+        function = np.tanh if slope is tanh_slope else (lambda value: value)
+        for w, b in zip(weights[1:], biases[1:], strict=True):
+            sources.append(function(h))
+            h = sources[-1] @ w + b
+        reach = [np.eye(len(h))]  # P_l, from the output down
+        for w, source in zip(weights[:0:-1], sources[:0:-1], strict=True):
+            reach.insert(0, reach[0] @ w.T * slope(source)[None])
+        total = sum(p @ p.T for p in reach)
+        for index, p in enumerate(reach):
+            error = p.T @ np.linalg.solve(total, y - h)
+            grads[index] -= np.outer(sources[index], error) / len(case.inputs)
+    return grads
+
+
+def linear_slope(value):
+    return np.ones_like(value)
+
+
+def tanh_slope(value):
+    return 1 - value**2
+
+
+def kernels(grads):
+    return [np.asarray(g["kernel"]) for g in grads]
+
+
+def distance(one, other):
+    return np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(one, other, strict=True)))
+
+
+def biases_of(make, case, betas, exact):
+    """How far the gradients of every beta are from those of no nudge."""
+
+    def grads(beta):
+        return make(to_equilibrium(case.network), beta)(*case[1:])[1]
+
+    found = problems.quick_jit(lambda b: jax.lax.map(grads, b))(jnp.asarray(betas))
+    rows = [kernels(jax.tree.map(lambda g, i=i: g[i], found)) for i in range(3)]
+    return np.array([distance(row, exact) for row in rows])
+
+
+def test_beta_one_is_the_full_clamp(x64):
+    case = case_of(jnp.tanh)
+    for output in (pcjax.identity, pcjax.softmax):
+        rule = partial(
+            pcjax.value_and_grad, case.network, pcjax.sequential(3, 0.1), output=output
+        )
+        both = pcjax.nudged(rule, 1.0), rule(clamp=pcjax.full_clamp)
+        found = problems.quick_jit(lambda *a, both=both: [f(*a) for f in both])
+        problems.assert_trees_close(*found(*case[1:]))
+
+
+def test_in_linear_networks_the_bias_of_one_sign_is_linear_and_centred_has_none(x64):
+    case = case_of(pcjax.networks.linear)
+    exact = limit(case, linear_slope)
+    betas = [-0.4, 0.2, 1.5]
+    one_sided = biases_of(pcjax.nudged, case, betas, exact)
+    np.testing.assert_allclose(one_sided / np.abs(betas), one_sided[2] / 1.5, rtol=1e-9)
+    assert one_sided[1] > 1e-3
+    assert biases_of(pcjax.centred, case, betas, exact).max() < 1e-10
+
+
+def slope_of(betas, values):
+    return np.polyfit(np.log(betas), np.log(values), 1)[0]
+
+
+def test_the_biases_are_of_first_and_second_order(x64):
+    case, betas = case_of(jnp.tanh), [0.02, 0.04, 0.08]
+    exact = limit(case, tanh_slope)
+    for make, order in ((pcjax.nudged, 1), (pcjax.centred, 2)):
+        values = biases_of(make, case, betas, exact)
+        assert slope_of(betas, values) == pytest.approx(order, abs=0.1)
+
+
+def test_equilibrium_propagation_tends_to_backprop(x64):
+    case, betas = case_of(jnp.tanh), [0.005, 0.01, 0.02]
+    backprop = pcjax.backprop.value_and_grad(case.network)
+    exact = kernels(backprop(*case[1:])[1])
+    for make, order in ((pcjax.nudged, 1), (pcjax.centred, 2)):
+        free = partial(make, clamp=pcjax.free_nudge)
+        values = biases_of(free, case, betas, exact)
+        assert slope_of(betas, values) == pytest.approx(order, abs=0.1)
+    # PCX's has another limit.
+    assert distance(limit(case, tanh_slope), exact) > 0.1 * distance(exact, [0] * 3)
+
+
+def test_the_clamps_in_closed_form(x64):
+    rng = np.random.default_rng(0)
+    y, u, u0 = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(3))
+    for beta in (-0.3, 0.2, 4.0):
+        # Of energy and loss, the free output is at rest.
+        h = pcjax.free_nudge(beta)(y, u, u)
+        np.testing.assert_allclose((h - u) + beta * (h - y), 0, atol=1e-14)
+        h = pcjax.nudge(beta)(y, u, u, first=u0)
+        np.testing.assert_allclose(h - u0, beta * (y - u0), rtol=1e-12)
+    problems.assert_trees_close(
+        pcjax.free_nudge(0.2)(y, u, u), pcjax.soft_clamp(5.0)(y, u, u)
+    )
+
+
+def test_the_target_stays_frozen_at_the_feed_forward_output(x64):
+    case = case_of(jnp.tanh)
+    first = np.asarray(case.network.apply(case.params, case.inputs))
+    want = first + 0.3 * (np.asarray(case.targets) - first)
+    method, clamp = pcjax.sequential(4, 0.3), pcjax.nudge(0.3)
+    hidden = [h + 1 for h in pcjax.feedforward(*case[:3])[:-1]]
+    for start in ({}, {"hidden": hidden}):  # of the weights, wherever it starts
+        found = pcjax.infer(
+            case.network,
+            method,
+            *case[1:],
+            clamp=clamp,
+            trace=lambda state: state.activities[-1],
+            **start,
+        ).trace
+        np.testing.assert_allclose(found, np.stack([want] * 5), rtol=1e-12)
+    # As a clamp of the weight gradient alone it is the same.
+    learn = partial(pcjax.value_and_grad, case.network, method, clamp=clamp)
+    grads = [learn(**more)(*case[1:])[1] for more in ({}, {"learning_clamp": clamp})]
+    problems.assert_trees_close(*grads)
+
+
+def test_centred_is_the_mean_of_two_calls(x64):
+    case, method, beta = case_of(jnp.tanh), pcjax.sequential(3, 0.1), 0.3
+    rule = partial(pcjax.value_and_grad, case.network, method, output=pcjax.softmax)
+    functions = [rule(clamp=pcjax.nudge(b)) for b in (beta, -beta)]
+    functions.append(pcjax.centred(rule, beta))
+    found = problems.quick_jit(lambda *a: [f(*a) for f in functions])(*case[1:])
+    ((up, one), plus), ((down, other), minus), ((energy, info), grads) = found
+    problems.assert_trees_close(
+        grads, jax.tree.map(lambda p, m: (p - m) / (2 * beta), plus, minus), 1e-10
+    )
+    np.testing.assert_allclose(energy, (up + down) / 2, rtol=1e-12)
+    for name in ("initial_energy", "energy"):
+        mean = (getattr(one, name) + getattr(other, name)) / 2
+        np.testing.assert_allclose(getattr(info, name), mean, rtol=1e-12)
+    for name in ("loss", "logits"):
+        problems.assert_trees_close(getattr(info, name), getattr(one, name))
+    assert info.state.activities[-1].shape == (2, *case.targets.shape)
+
+
+def test_both_signs_share_the_forward_pass():
+    sizes, num_steps = [24, 20, 18, 10], 3
+    network = pcjax.mlp(sizes)
+    rule = partial(pcjax.value_and_grad, network, pcjax.sequential(num_steps, 0.05))
+    shapes = [jax.ShapeDtypeStruct((8, n), jnp.float32) for n in (24, 10)]
+    params = jax.eval_shape(network.init, jax.random.key(0), shapes[0])
+
+    def flops(grad_fn):
+        return hlo.count(jax.jit(grad_fn).lower(params, *shapes).compile()).flops
+
+    forward = hlo.count(jax.jit(network.apply).lower(params, shapes[0]).compile()).flops
+    one, both = (flops(f(rule, 0.1)) for f in (pcjax.nudged, pcjax.centred))
+    assert both == 2 * one - forward
+
+
+def test_beta_follows_a_schedule_of_the_epoch_in_one_program():
+    case = problems.dense_case(SIZES)
+    rng = np.random.default_rng(0)
+    data = training.device_data(
+        rng.integers(0, 256, (12, 5), np.uint8), rng.integers(0, 3, 12), 3
+    )
+    prepare, tx = training.classification(3), optax.sgd(0.1)
+    rule = partial(pcjax.value_and_grad, case.network, pcjax.sequential(2, 0.1))
+    betas = (0.3, -0.5, 0.8)
+
+    def epoch_of(make, beta):
+        update = training.make_update(make(rule, beta), tx)
+        return training.make_epoch(update, prepare, 4)
+
+    for make in (pcjax.nudged, pcjax.centred):
+
+        def scheduled(state, data, make=make):
+            beta = jnp.asarray(betas)[state.epoch]
+            return epoch_of(make, beta)(state, data)
+
+        run = problems.quick_jit(scheduled)
+        state = training.init_state(
+            case.network, tx, jax.random.key(0), case.inputs[:1]
+        )
+        run(state, data)  # compiles
+        found, want = state, state
+        with problems.compilations(0):
+            for _ in betas:
+                found, _ = run(found, data)
+        for beta in betas if make is pcjax.nudged else ():
+            want, _ = problems.quick_jit(epoch_of(make, beta))(want, data)
+        if make is pcjax.nudged:
+            problems.assert_trees_close(found.params, want.params, 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("make", [pcjax.nudged, pcjax.centred])
+def test_what_cannot_nudge_is_refused(make):
+    case = problems.dense_case(SIZES)
+    method = pcjax.sequential(1, 0.1)
+    rule = partial(pcjax.value_and_grad, case.network, method)
+    for beta, error in ((0.0, ValueError), (1j, TypeError), (np.inf, ValueError)):
+        with pytest.raises(error, match=f"{make.__name__}: beta"):
+            make(rule, beta)
+    with pytest.raises(ValueError, match="single number"):
+        make(rule, jnp.ones(2))
+    with pytest.raises(TypeError, match="must make a grad_fn of a clamp alone"):
+        make(rule(), 0.1)
+    with pytest.raises(TypeError, match="clamp must be a function"):
+        make(rule, 0.1, clamp=0.1)
+
+
+def test_nudges_that_are_none_are_refused():
+    for function in (pcjax.nudge, pcjax.free_nudge):
+        with pytest.raises(
+            TypeError, match=f"{function.__name__}: beta must hold real"
+        ):
+            function("a")
+        with pytest.raises(ValueError, match="single number"):
+            function(np.ones(3))
+        with pytest.raises(ValueError, match="must be finite"):
+            function(np.nan)
+    with pytest.raises(ValueError, match="above -1"):
+        pcjax.free_nudge(-1.0)
