@@ -12,19 +12,29 @@ from pcjax.inference import (
     Inference,
     InferenceState,
     Method,
+    barzilai_borwein,
     equilibrium,
     error_based,
     infer,
+    infer_to_equilibrium,
     kernel,
+    largest_curvature,
+    newton_cg,
     sequential,
     simultaneous,
 )
 from pcjax.learning import (
     Info,
+    at_equilibrium,
+    augmented_lagrangian,
     backprop,
+    decaying,
+    forward_update,
     incremental,
     local_gradients,
+    spiking,
     value_and_grad,
+    z_il,
 )
 from pcjax.networks import (
     Clamp,
@@ -45,15 +55,19 @@ from pcjax.networks import (
     layers,
     mlp,
     modules,
+    mupc,
     outputs,
+    residual,
+    residual_mlp,
     sigmoid,
     skip,
     soft_clamp,
     softmax,
+    standard,
 )
 from pcjax.optimizers import ScaleByMQState, finite, mq, normalised, scale_by_mq
 from pcjax.theory import newton, proximal, theorem1
-from pcjax.training import diagnosis, evaluation, sharding
+from pcjax.training import diagnosis, evaluation, measures, sharding
 
 # Modules that once were files of pcjax itself are found under that name, too, as in
 # `from pcjax.finite import guard`.
@@ -89,17 +103,22 @@ __all__ = [
     "Output",
     "ScaleByMQState",
     "add",
+    "at_equilibrium",
+    "augmented_lagrangian",
     "autoencoder",
     "backprop",
+    "barzilai_borwein",
     "check_separate",
     "conv",
     "convnet",
+    "decaying",
     "dense",
     "diagnosis",
     "error_based",
     "evaluation",
     "feedforward",
     "finite",
+    "forward_update",
     "free_energy",
     "free_energy_per_layer",
     "from_linen",
@@ -108,10 +127,17 @@ __all__ = [
     "identity",
     "incremental",
     "infer",
+    "infer_to_equilibrium",
+    "largest_curvature",
     "local_gradients",
+    "measures",
     "mlp",
     "mq",
+    "mupc",
+    "newton_cg",
     "prediction_errors",
+    "residual",
+    "residual_mlp",
     "scale_by_mq",
     "sequential",
     "sharding",
@@ -120,8 +146,11 @@ __all__ = [
     "skip",
     "soft_clamp",
     "softmax",
+    "spiking",
+    "standard",
     "training",
     "value_and_grad",
+    "z_il",
 ]
 
 __version__ = "0.1.0"

@@ -224,6 +224,11 @@ class Trainer:
         guarded = self._on_nonfinite is not None
         return state.opt_state.inner_state if guarded else state.opt_state
 
+    @property
+    def params(self) -> Any:
+        """The params as they now are, [runs] in every leaf."""
+        return self._state.params
+
     def logits(self, images: jax.Array) -> np.ndarray:
         """The logits [runs, B, ...] of raw images [B, ...] as the weights now are."""
         network, prepare = self._task.network, self._task.prepare

@@ -2,9 +2,12 @@
 
 `origin` is the one linearisation of a network at its feed-forward activities, `kernel`
 the loop over it, `methods` holds the ways to move and `infer`, `keys` what is random,
-and `equilibrium` goes on until the activities rest.
+and `equilibrium` goes on until the activities rest. `bb` is the step without a rate,
+`newton_cg` the fallback of `equilibrium`, `kinks` and `curvature` what it meets.
 """
 
+from pcjax.inference.bb import barzilai_borwein
+from pcjax.inference.curvature import largest_curvature
 from pcjax.inference.equilibrium import (
     Equilibrium,
     infer_to_equilibrium,
@@ -12,6 +15,7 @@ from pcjax.inference.equilibrium import (
 )
 from pcjax.inference.kernel import Inference, Method
 from pcjax.inference.methods import error_based, infer, sequential, simultaneous
+from pcjax.inference.newton_cg import newton_cg
 from pcjax.inference.state import InferenceState
 
 __all__ = [
@@ -19,10 +23,13 @@ __all__ = [
     "Inference",
     "InferenceState",
     "Method",
+    "barzilai_borwein",
     "error_based",
     "infer",
     "infer_to_equilibrium",
+    "largest_curvature",
     "linear_equilibrium",
+    "newton_cg",
     "sequential",
     "simultaneous",
 ]

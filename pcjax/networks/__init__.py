@@ -3,6 +3,7 @@
 `network` defines layers and networks of them, `near` how inference evaluates a layer
 and `fitting` what belongs to a network; `layers` holds the dense and convolutional
 layers, `sums` those of graphs, `nets` the paper's nets, `modules` those of flax,
+`residual` blocks with a skip inside, `parametrisations` ways to draw and scale weights,
 `outputs` holds the links, losses and clamps of the last layer, and `separate` checks
 that no layer mixes examples.
 """
@@ -28,6 +29,8 @@ from pcjax.networks.outputs import (
     soft_clamp,
     softmax,
 )
+from pcjax.networks.parametrisations import Place, Scaling, mupc, standard
+from pcjax.networks.residual import residual, residual_mlp
 from pcjax.networks.separate import check_separate
 from pcjax.networks.sums import add, skip
 
@@ -39,6 +42,8 @@ __all__ = [
     "Network",
     "Output",
     "Params",
+    "Place",
+    "Scaling",
     "add",
     "autoencoder",
     "check_separate",
@@ -52,8 +57,12 @@ __all__ = [
     "identity",
     "linear",
     "mlp",
+    "mupc",
+    "residual",
+    "residual_mlp",
     "sigmoid",
     "skip",
     "soft_clamp",
     "softmax",
+    "standard",
 ]

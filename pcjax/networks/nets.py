@@ -9,12 +9,19 @@ import jax
 from pcjax.checks import check_callable, check_count
 from pcjax.networks.layers import are_sizes, conv, dense
 from pcjax.networks.network import Activation, Network, linear
+from pcjax.networks.parametrisations import (
+    Parametrisation,
+    Place,
+    parametrised,
+    standard,
+)
 
 
 def mlp(
     sizes: Sequence[int],
     activation: Activation = jax.nn.relu,
     *,
+    parametrisation: Parametrisation = standard,
     product_dtype: Any = None,
 ) -> Network:
     """A fully connected network in the pre-activation layout.
@@ -23,6 +30,7 @@ def mlp(
       sizes: of the input, the hidden layers and the output;
         `[3072, 1024, 1024, 1024, 10]` is the paper's classifier.
       activation: `f` of the hidden layers; the input passes unchanged.
+      parametrisation: how weights are drawn and scaled, such as `pcjax.mupc`.
       product_dtype: see `dense`.
 
     Returns:
@@ -36,13 +44,18 @@ def mlp(
     if not are_sizes(sizes) or len(sizes) < 2:
         raise ValueError(f"mlp: expected two or more positive sizes, got {sizes!r}.")
     check_callable("mlp", "activation", activation)
+    check_callable("mlp", "parametrisation", parametrisation)
+    count = len(sizes) - 1
     return Network(
         tuple(
-            dense(
-                size,
-                activation if index else linear,
-                in_features=below,
-                product_dtype=product_dtype,
+            parametrised(
+                dense(
+                    size,
+                    activation if index else linear,
+                    in_features=below,
+                    product_dtype=product_dtype,
+                ),
+                parametrisation(Place(index, count, False)),
             )
             for index, (below, size) in enumerate(itertools.pairwise(sizes))
         )
@@ -54,6 +67,7 @@ def convnet(
     *,
     features: Sequence[int] = (64, 128, 256),
     kernel_sizes: Sequence[int] = (5, 5, 3),
+    parametrisation: Parametrisation = standard,
     product_dtype: Any = None,
 ) -> Network:
     """The paper's convolutional classifier, post-activation.
@@ -67,6 +81,7 @@ def convnet(
       num_classes: the number of logits.
       features: the output channels of each convolution.
       kernel_sizes: the side of each (square) filter.
+      parametrisation: see `mlp`; the fan in is that of a filter.
       product_dtype: see `dense`.
 
     Returns:
@@ -88,7 +103,14 @@ def convnet(
         conv(channels, (size, size), product_dtype=product_dtype)
         for channels, size in zip(features, kernel_sizes, strict=True)
     ]
-    return Network((*convs, dense(num_classes, product_dtype=product_dtype)))
+    check_callable("convnet", "parametrisation", parametrisation)
+    layers = (*convs, dense(num_classes, product_dtype=product_dtype))
+    return Network(
+        tuple(
+            parametrised(layer, parametrisation(Place(index, len(layers), False)))
+            for index, layer in enumerate(layers)
+        )
+    )
 
 
 def autoencoder(
