@@ -77,6 +77,23 @@ def test_variances_of_linear_residual_nets_are_flat(width, count):
     assert 0.4 < jnp.mean(logits**2) * width / (1 + 1 / count) ** (count - 2) < 2.5
 
 
+def test_units_of_adam_leave_the_function_as_it_is():
+    """depth-muP with weights W / a is muPC with weights W."""
+    one, other = (
+        pcjax.residual_mlp([9, 16, 16, 4], jnp.tanh, parametrisation=parametrisation)
+        for parametrisation in (pcjax.mupc, pcjax.depth_mup)
+    )
+    inputs = jax.random.normal(jax.random.key(1), (8, 9))
+    params = one.init(jax.random.key(0), inputs)
+    same = other.init(jax.random.key(0), inputs)
+    np.testing.assert_allclose(
+        one.apply(params, inputs), other.apply(same, inputs), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        same[1]["kernel"], np.sqrt(16 * 3) * params[1]["kernel"], rtol=1e-6
+    )
+
+
 def test_variances_of_plain_and_conv_nets():
     inputs = jax.random.normal(jax.random.key(1), (64, 100))
     for network, shape in (
@@ -117,7 +134,7 @@ def change_of_logits(network, rate=0.01):
 
 def test_one_step_of_adam_changes_the_logits_alike_at_all_sizes():
     """The coordinate check: 16-fold width and 8-fold depth change little."""
-    mupc, standard = (
+    scaled, mupc, standard = (
         [
             change_of_logits(
                 pcjax.residual_mlp(
@@ -128,10 +145,11 @@ def test_one_step_of_adam_changes_the_logits_alike_at_all_sizes():
             )
             for width, count in ((64, 4), (1024, 4), (64, 32))
         ]
-        for parametrisation in (pcjax.mupc, pcjax.standard)
+        for parametrisation in (pcjax.depth_mup, pcjax.mupc, pcjax.standard)
     )
-    assert max(mupc) / min(mupc) < 1.5
-    assert max(standard) / min(standard) > 4
+    assert max(scaled) / min(scaled) < 1.5
+    assert max(mupc) / min(mupc) > 2  # as sqrt(N L) in hidden layers
+    assert max(standard) / min(standard) > 2
 
 
 def test_parametrisations_are_functions_of_the_place():

@@ -49,7 +49,11 @@ class Cell:
         return f"{self.kind}-{self.parametrisation}-{self.depth}x{self.width}"
 
 
-PARAMETRISATIONS = {"standard": pcjax.standard, "muPC": pcjax.mupc}
+PARAMETRISATIONS = {
+    "standard": pcjax.standard,
+    "muPC": pcjax.mupc,
+    "depth-muP": pcjax.depth_mup,
+}
 
 
 def _mlp(make: Callable) -> Callable[[Cell, int, int], pcjax.Network]:
@@ -120,14 +124,14 @@ STYLES = {
 
 def methods(cell: Cell) -> list[Method]:
     """The methods that train a cell; weights of muPC suit Adam and MQ only."""
-    names = _BY_ADAM if cell.parametrisation == "muPC" else _STANDARD
+    names = _STANDARD if cell.parametrisation == "standard" else _BY_ADAM
     return [method for method in OURS if method.name in names]
 
 
 def rates(cell: Cell, method: Method) -> list[float]:
     """The grid of learning rates."""
     base = _BASES.get(method.name, _ADAM)
-    if cell.parametrisation == "muPC":
+    if cell.parametrisation != "standard":
         base *= _MUPC
     return [factor * base for factor in FACTORS]
 

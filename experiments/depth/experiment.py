@@ -284,7 +284,7 @@ def _map(width: int, residual: tuple[int, ...], plain: tuple[int, ...], conv: in
 def _widths(widths: tuple[int, ...], depth: int) -> tuple[Cell, ...]:
     return tuple(
         Cell("residual", parametrisation, depth, width)
-        for parametrisation in ("standard", "muPC")
+        for parametrisation in ("standard", "muPC", "depth-muP")
         for width in widths
     )
 

@@ -29,7 +29,13 @@ from pcjax.networks.outputs import (
     soft_clamp,
     softmax,
 )
-from pcjax.networks.parametrisations import Place, Scaling, mupc, standard
+from pcjax.networks.parametrisations import (
+    Place,
+    Scaling,
+    depth_mup,
+    mupc,
+    standard,
+)
 from pcjax.networks.residual import residual, residual_mlp
 from pcjax.networks.separate import check_separate
 from pcjax.networks.sums import add, skip
@@ -50,6 +56,7 @@ __all__ = [
     "conv",
     "convnet",
     "dense",
+    "depth_mup",
     "feedforward",
     "from_linen",
     "from_nnx",

@@ -1,11 +1,13 @@
 """How weights are drawn and scaled: a function of where a layer stands.
 
 A parametrisation is `Place -> Scaling`. `standard` is the reference initialisation;
-`mupc` keeps activities and learning rates the same over width and depth.
+`mupc` keeps activities the same over width and depth, and `depth_mup` what a step of
+Adam does to them, too.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,21 +58,40 @@ def mupc(place: Place) -> Scaling:
 
     With D and N the fan in, `a = 1/sqrt(D)` in the first layer, `1/sqrt(N L)` in hidden
     layers with skips (`1/sqrt(N)` without) and `1/N` in the output. The variance of
-    activities is then the same over width and depth, and so are good learning rates of
-    Adam, which needs no scaling of its own.
+    activities is then the same over width and depth. What one step of Adam changes in
+    the logits is not: in hidden layers it grows as `sqrt(N L)`; see `depth_mup`.
 
     Reference: second-hand, Innocenti et al., muPC, 2025; Yang et al., Tensor programs
     VI, 2023.
     """
+    return Scaling(jax.random.normal, partial(_multiplier, place), bias=False)
 
-    def multiplier(fan_in: int) -> float:
-        if place.index == place.count - 1:
-            return 1 / fan_in
-        if place.index and place.skips:
-            return 1 / math.sqrt(fan_in * place.count)
-        return 1 / math.sqrt(fan_in)
 
-    return Scaling(jax.random.normal, multiplier, bias=False)
+def depth_mup(place: Place) -> Scaling:
+    """MuPC with hidden weights kept in units in which Adam needs no scaling.
+
+    The same function of freshly drawn weights as `mupc`. Hidden weights are drawn from
+    `N(0, 1/a^2)` and multiplied by `a^2`, with the `a` of `mupc`, so that a step of
+    Adam, whose entries are of the size of the rate, changes a hidden prediction by
+    `1/sqrt(N L)` of what it does there, and the logits alike at every width and depth.
+    """
+    if place.index in (0, place.count - 1):
+        return mupc(place)
+    multiplier = partial(_multiplier, place)
+
+    def draw(key, shape, dtype):
+        a = multiplier(math.prod(shape[:-1]))
+        return jax.random.normal(key, shape, dtype) / jnp.asarray(a, dtype)
+
+    return Scaling(draw, lambda fan_in: multiplier(fan_in) ** 2, bias=False)
+
+
+def _multiplier(place: Place, fan_in: int) -> float:
+    if place.index == place.count - 1:
+        return 1 / fan_in
+    if place.index and place.skips:
+        return 1 / math.sqrt(fan_in * place.count)
+    return 1 / math.sqrt(fan_in)
 
 
 def parametrised(layer: Layer, scaling: Scaling | None) -> Layer:
