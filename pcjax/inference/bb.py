@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,9 @@ class BarzilaiBorwein:
         return jnp.where(square > 0, step, state.step_size)
 
 
-def barzilai_borwein(*, smallest: float = 1e-4, largest: float = 1.0) -> Any:
+def barzilai_borwein(
+    *, smallest: float = 1e-4, largest: float = 1.0
+) -> BarzilaiBorwein:
     """A step size of `error_based` and `simultaneous` that needs no tuning.
 
     Of the last move `dv` of all layers of an example, and the change `dg` of its
