@@ -62,7 +62,7 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
 
     hidden = [h[:1] for h in info.state.activities[1:-1]]
     flat, shape = jax.flatten_util.ravel_pytree(hidden)
-    hessian = jax.hessian(lambda h: energy(shape(h)))(flat)
+    hessian = problems.quick_jit(jax.hessian(lambda h: energy(shape(h))))(flat)
     largest = np.linalg.eigvalsh(hessian)[-1]
     np.testing.assert_allclose(found.activity_curvature, largest, rtol=1e-8)
     start = [h[:1] for h in pcjax.feedforward(*case[:3])[:-1]]

@@ -235,7 +235,7 @@ def test_curvature_is_the_largest_eigenvalue_of_the_hessian(x64, name):
         ]
         return energy(parts)
 
-    exact = np.linalg.eigvalsh(jax.hessian(of_first)(flat))[-1]
+    exact = np.linalg.eigvalsh(problems.quick_jit(jax.hessian(of_first))(flat))[-1]
     found = largest_curvature(
         case.network,
         pcjax.error_based(1, 0.0),

@@ -138,7 +138,7 @@ def test_multipliers_go_to_the_deltas_of_backprop():
         return jnp.sum(pcjax.softmax.loss(h, case.targets))
 
     zeros = [0 * h for h in (*hidden, case.targets)]
-    deltas = jax.grad(loss, argnums=range(LAST - 1))(*zeros)
+    deltas = jax.grad(loss, argnums=tuple(range(LAST - 1)))(*zeros)
     for have, want in zip(info.trace, deltas, strict=True):
         np.testing.assert_allclose(have, -want, rtol=1e-6, atol=1e-9)
     assert max(float(jnp.abs(e).max()) for e in info.state.errors[:-1]) < 1e-9
