@@ -19,9 +19,11 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 # Wings whose `__all__` is public, and modules whose own functions and classes are.
 WINGS = ("networks", "inference", "learning", "optimizers", "training", "checkpoints")
 MODULES = (
+    "at_equilibrium",
     "backprop",
     "equilibrium",
     "finite",
+    "measures",
     "normalised",
     "proximal",
     "theorem1",
@@ -33,6 +35,7 @@ MODULES = (
 # Helpers that modules of pcjax share among themselves.
 INTERNAL = {
     "all_finite",
+    "come_to_rest",
     "check_positive",
     "descend",
     "fits",

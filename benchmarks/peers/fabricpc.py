@@ -16,6 +16,7 @@ from fabricpc.core.activations import (
 )
 from fabricpc.core.energy import CrossEntropyEnergy, GaussianEnergy
 from fabricpc.core.inference import InferenceSGD
+from fabricpc.core.inference_epc import EPCInference
 from fabricpc.core.topology import Edge
 from fabricpc.graph_assembly import TaskMap, graph
 from fabricpc.graph_initialization import initialize_params
@@ -26,9 +27,10 @@ from benchmarks.peers import protocol
 from benchmarks.peers.reference import Model
 
 _OPTIMIZERS = {"SGD": optax.sgd, "Adam": optax.adam}
+_INFERENCE = {"error-based": EPCInference}  # all others move the latents
 
 
-def _network(num_steps: int):
+def _network(inference: str, num_steps: int):
     """The graph, and the names of its weighted nodes from first to last."""
     nodes = [IdentityNode(shape=protocol.SIZES[:1], name="inputs")]
     for index, size in enumerate(protocol.SIZES[1:], 1):
@@ -47,7 +49,9 @@ def _network(num_steps: int):
             for below, above in pairwise(nodes)
         ],
         task_map=TaskMap(x=nodes[0], y=nodes[-1]),
-        inference=InferenceSGD(eta_infer=protocol.STEP_SIZE, infer_steps=num_steps),
+        inference=_INFERENCE.get(inference, InferenceSGD)(
+            eta_infer=protocol.STEP_SIZE, infer_steps=num_steps
+        ),
     )
     return structure, [node.name for node in nodes[1:]]
 
@@ -55,7 +59,7 @@ def _network(num_steps: int):
 def build(method: protocol.Method) -> protocol.Program:
     if method.inference == "sequential":
         raise protocol.UnsupportedError("its solvers move all latents at once")
-    structure, names = _network(method.num_steps or 1)
+    structure, names = _network(method.inference, method.num_steps or 1)
     algorithm = "backprop" if method.inference == "backprop" else "pc"
     tx = _OPTIMIZERS[method.optimizer](protocol.LEARNING_RATES[method.optimizer])
     inner = make_train_step(structure, tx, algorithm=algorithm)

@@ -119,6 +119,8 @@ METHODS = (
     Method("simultaneous", 15, "Adam"),
     Method("sequential", 3, "SGD"),
     Method("sequential", 3, "Adam"),
+    Method("error-based", 5, "SGD"),
+    Method("error-based", 5, "Adam"),
 )
 
 

@@ -11,7 +11,11 @@ from benchmarks.peers.reference import Model
 from pcjax import training
 
 _OPTIMIZERS = {"SGD": optax.sgd, "Adam": optax.adam}
-_INFERENCE = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}
+_INFERENCE = {
+    "simultaneous": pcjax.simultaneous,
+    "sequential": pcjax.sequential,
+    "error-based": pcjax.error_based,
+}
 
 
 def build(method: protocol.Method) -> protocol.Program:

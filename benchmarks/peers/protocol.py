@@ -34,7 +34,7 @@ class Method(NamedTuple):
     """A way to train: what is inferred and how the weights move.
 
     Attributes:
-      inference: `backprop`, `simultaneous` or `sequential`.
+      inference: `backprop`, `simultaneous`, `sequential` or `error-based`.
       num_steps: inference iterations; 0 for backprop.
       optimizer: `SGD` or `Adam`.
     """
@@ -44,7 +44,12 @@ class Method(NamedTuple):
     optimizer: str
 
     def __str__(self) -> str:
-        kind = {"backprop": "BP", "simultaneous": "IL", "sequential": "SeqIL"}
+        kind = {
+            "backprop": "BP",
+            "simultaneous": "IL",
+            "sequential": "SeqIL",
+            "error-based": "ePC",
+        }
         name = f"{kind[self.inference]}-{self.optimizer}"
         return f"{name} T={self.num_steps}" if self.num_steps else name
 

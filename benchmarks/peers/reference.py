@@ -91,6 +91,11 @@ def gradients(
             signals.insert(0, back)
         return _local(sources, signals)
     hidden = range(1, count)
+    if inference == "error-based":
+        activities = _by_errors(
+            model, weights, activities, targets, num_steps, step_size
+        )
+        num_steps = 0
     for _ in range(num_steps):
         if inference == "simultaneous":
             moves = _moves(model, weights, activities, targets)
@@ -102,6 +107,34 @@ def gradients(
                 activities[index] = activities[index] + step_size * move
     sources, _, signals = _errors(model, weights, activities, targets)
     return _local(sources, signals)
+
+
+def _by_errors(
+    model: Model,
+    weights: Weights,
+    activities: list,
+    targets: np.ndarray,
+    num_steps: int,
+    step_size: float,
+) -> list:
+    """Activities after descent in the hidden errors, from which they are rebuilt."""
+    activities = list(activities)
+    errors = [np.zeros_like(h) for h in activities[1:-1]]
+    for _ in range(num_steps):
+        products = _predict(model, weights, activities)[1]
+        signal = _output_error(model, products[-1], targets)
+        for index in reversed(range(len(errors))):
+            signal = signal @ weights[index + 1][0].T
+            if model.layout == "pre":
+                signal = signal * (activities[index + 1] > 0)
+            errors[index] = errors[index] - step_size * (errors[index] - signal)
+            if model.layout == "post":
+                signal = signal * (products[index] > 0)
+        for index, error in enumerate(errors):
+            product = _predict(model, weights, activities)[1][index]
+            predicted = _relu(product) if model.layout == "post" else product
+            activities[index + 1] = predicted + error
+    return activities
 
 
 def _errors(

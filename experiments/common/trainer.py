@@ -228,7 +228,7 @@ class Trainer:
 
     @property
     def params(self) -> Any:
-        """The weights as they now are, [runs] in every leaf."""
+        """The params as they now are, [runs] in every leaf."""
         return self._state.params
 
     def logits(self, images: jax.Array) -> np.ndarray:

@@ -11,9 +11,12 @@ from jax.flatten_util import ravel_pytree
 from pcjax.checks import check_non_negative, check_parts
 from pcjax.energy import Weights, decay_weights, weigh
 from pcjax.inference.kernel import Method, advance, begin
+from pcjax.inference.kinks import at_kinks
 from pcjax.inference.methods import check_start
+from pcjax.inference.newton_cg import Local, NewtonCG, go_on
 from pcjax.inference.origin import Origin, View
-from pcjax.inference.state import InferenceState, Problem
+from pcjax.inference.slopes import activity_slopes, error_slopes
+from pcjax.inference.state import InferenceState, Problem, state_energy
 from pcjax.networks.network import Network, Params, check_batch, linear
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, soft_clamp
 from pcjax.numerics.compiled import hashable, once_compiled
@@ -28,12 +31,22 @@ class Equilibrium(NamedTuple):
         the feed-forward activities (absolute where that is 0).
       num_steps: int32 [B], the iterations that moved the example.
       converged: bool [B], whether `residual <= tolerance`; False if not finite.
+      energy: [B], the free energy at rest.
+      initial_energy: [B], that of the feed-forward activities.
+      passes: int32 [B], forward and backward sweeps: one an iteration, two for the
+        first step of `barzilai_borwein`, and those of the fallback.
+      kinks: bool [B], whether an example that has not converged rests at kinks, where
+        no gradient vanishes; None if the method has a rate of its own, which says less.
     """
 
     state: InferenceState
     residual: jax.Array
     num_steps: jax.Array
     converged: jax.Array
+    energy: jax.Array
+    initial_energy: jax.Array
+    passes: jax.Array
+    kinks: jax.Array | None = None
 
 
 def infer_to_equilibrium(
@@ -48,6 +61,7 @@ def infer_to_equilibrium(
     gamma: Weights = 1.0,
     decay: Weights = 0.0,
     tolerance: float = 1e-8,
+    fallback: NewtonCG | None = None,
     hidden: Sequence[jax.Array] | None = None,
     key: jax.Array | None = None,
 ) -> Equilibrium:
@@ -66,6 +80,12 @@ def infer_to_equilibrium(
     >>> bool(rest.converged.all())
     True
 
+    Without a rate, `pcjax.error_based(100, pcjax.barzilai_borwein())` takes tens of
+    iterations where those take thousands. The energy may end higher than it began:
+    compare `energy` with `initial_energy`. Where a network has kinks, as with ReLU,
+    equilibria sit on them: the residual stays while the energy rests, and `kinks` says
+    so.
+
     Args:
       network: L layers, a chain or a graph.
       method: what moves the activities; its `num_steps` is the most iterations.
@@ -78,6 +98,8 @@ def infer_to_equilibrium(
       decay: see `free_energy`.
       tolerance: the residual to stop at, >= 0, traced or not. It must be in reach of
         the dtype.
+      fallback: `pcjax.newton_cg()` goes on with those that have not converged; None
+        leaves them.
       hidden: see `infer`, as for the next.
       key: see `infer`.
 
@@ -97,14 +119,30 @@ def infer_to_equilibrium(
     weights = hashable(gamma), hashable(decay)
     problem = Problem(network, output, clamp, *weights, "infer_to_equilibrium")
     arrays = (tuple(params), inputs, targets, start, tolerance)
-    return once_compiled(_to_equilibrium, (problem, method), arrays)
+    return once_compiled(_to_equilibrium, (problem, method, fallback), arrays)
 
 
-def _to_equilibrium(problem, method, params, inputs, targets, start, tolerance):
+def _to_equilibrium(problem, method, fallback, *arrays):
+    return come_to_rest(problem, method, fallback, *arrays).equilibrium
+
+
+class Rest(NamedTuple):
+    """An equilibrium together with its origin and the view of it."""
+
+    equilibrium: Equilibrium
+    origin: Origin
+    final: View
+
+
+def come_to_rest(
+    problem, method, fallback, params, inputs, targets, start, tolerance, **asked
+) -> Rest:
+    """The kernel of `infer_to_equilibrium`; `asked` says what the last pulls are of."""
     origin = Origin(problem, params, inputs, targets)
     look = partial(method.look, origin)
     carry = begin(origin, method, start)
-    scale = _norm(_slopes(origin.look(origin.rest(), 0)))
+    initial = origin.look(origin.rest(), 0)
+    scale = _norm(_slopes(initial))
     # Varies over a mesh of devices as all that the loop makes does.
     zeros = jnp.zeros_like(scale, jnp.int32)
 
@@ -125,8 +163,45 @@ def _to_equilibrium(problem, method, params, inputs, targets, start, tolerance):
 
     loop = (jnp.zeros((), jnp.int32), carry, zeros == 0, zeros)
     t, (shifts, _), _, counts = jax.lax.while_loop(unfinished, iterate, loop)
-    view = look(shifts, t)
-    return _report(view.state, _norm(_slopes(view)), scale, counts, tolerance)
+    passes, prepared = counts, method.prepare is not None
+    passes = passes + 2 * prepared
+    if (fallback is not None or prepared) and shifts:
+        local = _local(origin, t, scale, tolerance)
+        errors = look(shifts, t).state.errors[:-1]
+        if fallback is not None:
+            errors, more = go_on(fallback, local, errors, ~local.arrived(errors))
+            look, shifts, passes = origin.rebuild, errors, passes + more
+    view = look(shifts, t, **asked)
+    slopes = view if not asked else look(shifts, t)
+    energies = [state_energy(problem, x.state, s) for x, s in ((view, t), (initial, 0))]
+    found = _report(
+        view.state, _norm(_slopes(slopes)), scale, counts, tolerance, *energies, passes
+    )
+    if prepared and shifts:
+        kinks = ~found.converged & at_kinks(local, errors)
+        found = found._replace(kinks=kinks)
+    return Rest(found, origin, view)
+
+
+def _local(origin: Origin, t, scale, tolerance) -> Local:
+    """The energy around errors, of which an example is to reach the tolerance."""
+
+    def gradient(errors):
+        view = origin.rebuild(errors, t)
+        return error_slopes(view.state, view.gradient)
+
+    def linearised(errors):
+        slopes, pull = jax.vjp(gradient, tuple(errors))
+        return slopes, lambda direction: pull(tuple(direction))[0]
+
+    def arrived(errors):
+        norm = _norm(_slopes(origin.rebuild(errors, t)))
+        return ~(jnp.isfinite(norm) & (norm > tolerance * scale))
+
+    def energy(errors):
+        return state_energy(origin.problem, origin.rebuild(errors, t).state, t)
+
+    return Local(energy, linearised, arrived)
 
 
 def linear_equilibrium(
@@ -233,16 +308,15 @@ def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibr
         shifts = solved(params, inputs, targets, strengths, decay)
     view = origin.look(shifts, 0)
     counts = jnp.zeros_like(scale, jnp.int32)
-    return _report(view.state, _norm(_slopes(view)), scale, counts, tolerance)
+    energies = [state_energy(problem, x.state, 0) for x in (view, initial)]
+    norm = _norm(_slopes(view))
+    return _report(view.state, norm, scale, counts, tolerance, *energies, counts)
 
 
-def _slopes(view: View) -> list[jax.Array]:
-    """dF/dh_l of all hidden activities."""
-    errors = view.state.errors
-    slopes = [view.gradient(index, errors) for index in range(1, len(errors))]
-    return [slope for slope in slopes if slope is not None] or [
-        jnp.zeros_like(errors[-1])
-    ]
+def _slopes(view: View) -> tuple[jax.Array, ...]:
+    """dF/dh_l of all hidden activities; of none, zeros."""
+    slopes = activity_slopes(view.state, view.gradient)
+    return slopes or (jnp.zeros_like(view.state.errors[-1]),)
 
 
 def _norm(slopes: Sequence[jax.Array]) -> jax.Array:
@@ -255,6 +329,6 @@ def _column(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
-def _report(state, norm, scale, counts, tolerance) -> Equilibrium:
+def _report(state, norm, scale, counts, tolerance, *rest) -> Equilibrium:
     residual = norm / jnp.where(scale > 0, scale, 1)
-    return Equilibrium(state, residual, counts, residual <= tolerance)
+    return Equilibrium(state, residual, counts, residual <= tolerance, *rest)

@@ -45,6 +45,8 @@ class Method(NamedTuple):
         they are of the errors and activities follow from these.
       random: whether `init` is called with random keys, too: `(hidden, keys)`, one key
         per example, [B].
+      prepare: None, or `(method's state, see, place) -> method's state`, called once at
+        the place where inference starts; `see(place)` is the `View` of any place.
     """
 
     num_steps: int
@@ -53,6 +55,7 @@ class Method(NamedTuple):
     delayed: bool = False
     random: bool = False
     look: Callable[..., View] = Origin.look
+    prepare: Callable[..., OptState] | None = None
 
 
 class Inference(NamedTuple):
@@ -99,9 +102,13 @@ def begin(
         shifts = jax.tree.map(jnp.subtract, hidden, origin.start)
         if method.look is Origin.rebuild:
             shifts = origin.look(shifts, 0).state.errors[:-1]
-    if not method.random:
-        return shifts, method.init(hidden)
-    return shifts, method.init(hidden, example_keys(start.key, origin, start.hidden))
+    random = method.random
+    keys = (example_keys(start.key, origin, start.hidden),) if random else ()
+    opt_state = method.init(hidden, *keys)
+    if method.prepare is not None:
+        see = partial(method.look, origin, t=0)
+        opt_state = method.prepare(opt_state, see, shifts)
+    return shifts, opt_state
 
 
 def advance(

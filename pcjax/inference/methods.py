@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcjax.checks import check_float, check_parts, check_sequence
-from pcjax.energy import Weights, weigh
+from pcjax.checks import check_count, check_float, check_parts, check_sequence
+from pcjax.energy import Weights
+from pcjax.inference.bb import BarzilaiBorwein, rateless
 from pcjax.inference.kernel import Inference, Method, Start, run
 from pcjax.inference.movers import Init, make_mover
 from pcjax.inference.origin import Origin
+from pcjax.inference.slopes import activity_slopes, error_slopes
 from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.network import Network, Params, check_batch, feedforward
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
@@ -28,15 +30,18 @@ from pcjax.numerics.compiled import hashable, once_compiled
 
 def simultaneous(
     num_steps: int,
-    step_size: optax.ScalarOrSchedule | None = None,
+    step_size: optax.ScalarOrSchedule | BarzilaiBorwein | None = None,
     *,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Method:
     """Standard inference: all layers move at once, given the same errors (Jacobi).
 
     An error travels down one layer an iteration. Arguments and errors are those of
-    `sequential`.
+    `sequential`; the step size may be `pcjax.barzilai_borwein()`, too.
     """
+    if isinstance(step_size, BarzilaiBorwein) and optimizer is None:
+        check_count("simultaneous", "num_steps", num_steps)
+        return rateless(num_steps, step_size, activity_slopes, Origin.look)
     mover = make_mover("simultaneous", num_steps, step_size, optimizer)
     return Method(
         num_steps, Init(mover), _Simultaneous(mover), mover.delayed, mover.random
@@ -77,7 +82,7 @@ def sequential(
 
 def error_based(
     num_steps: int,
-    step_size: optax.ScalarOrSchedule | None = None,
+    step_size: optax.ScalarOrSchedule | BarzilaiBorwein | None = None,
     *,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Method:
@@ -94,8 +99,12 @@ def error_based(
     few small ones stay close to that. In a linear network steps are stable below
     `2 / lambda_max(I + sum_l P_l P_l^T)`, `P_l = dp_L/dh_l`.
 
-    Arguments and errors are those of `sequential`. The gammas must not be 0.
+    Arguments and errors are those of `sequential`; the step size may be
+    `pcjax.barzilai_borwein()`, too. The gammas must not be 0.
     """
+    if isinstance(step_size, BarzilaiBorwein) and optimizer is None:
+        check_count("error_based", "num_steps", num_steps)
+        return rateless(num_steps, step_size, error_slopes, Origin.rebuild)
     mover = make_mover("error_based", num_steps, step_size, optimizer)
     step = _ErrorBased(mover)
     return Method(
@@ -136,23 +145,18 @@ class _Sequential:
 
 @dataclass(frozen=True)
 class _ErrorBased:
-    """Every error by the gradient of the energy with the errors as variables.
-
-    With `ehat_l = e_l - g_l / gamma_l`, so that `gamma_l ehat_l = t_l`, that gradient
-    is `gradient(l, (..., ehat_{l+1}, ..., ehat_L))`.
-    """
+    """Every error by the gradient of the energy with the errors as variables."""
 
     mover: Any
 
     def __call__(self, t, state, gradient, opt_state):
-        passed, moves = list(state.errors), []
-        for index in reversed(range(len(state.errors) - 1)):
-            slope = gradient(index + 1, tuple(passed))
-            own = state.errors[index]
-            moves.append(self.mover.move(t, slope, opt_state[index], own))
-            inverse = 1 / jnp.asarray(gradient.gammas[index], own.dtype)
-            passed[index] = own - weigh(inverse, slope)
-        return tuple(d for d, _ in moves[::-1]), tuple(s for _, s in moves[::-1])
+        moves = [
+            self.mover.move(t, slope, own, error)
+            for slope, own, error in zip(
+                error_slopes(state, gradient), opt_state, state.errors[:-1], strict=True
+            )
+        ]
+        return tuple(d for d, _ in moves), tuple(s for _, s in moves)
 
 
 def infer(

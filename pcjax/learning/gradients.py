@@ -35,6 +35,7 @@ class Info(NamedTuple):
       trace: what `trace` recorded, [T+1, ...]; None without one.
       state: activities, predictions and errors after inference; None of backprop and
         incremental predictive coding.
+      equilibrium: the report of `at_equilibrium.value_and_grad`; None of all others.
     """
 
     loss: jax.Array
@@ -43,6 +44,7 @@ class Info(NamedTuple):
     energy: jax.Array
     trace: Any = None
     state: InferenceState | None = None
+    equilibrium: Any = None
 
     @property
     def rising(self) -> jax.Array:

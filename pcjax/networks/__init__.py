@@ -3,7 +3,8 @@
 `network` defines layers and networks of them, `near` how inference evaluates a layer
 and `fitting` what belongs to a network; `layers` holds the dense and convolutional
 layers, `pooling` what a convolution may end in, `sizes` the checks of both, `sums` the
-layers of graphs, `nets` the paper's nets, `vgg` those of the field's benchmark,
+layers of graphs, `residual` blocks with a skip inside, `parametrisations` ways to draw
+and scale weights, `nets` the paper's nets, `vgg` those of the field's benchmark,
 `modules` those of flax, `outputs` the links, losses and clamps of the last layer,
 `nudges` the clamps that nudge it, and `separate` checks that no layer mixes examples.
 For generative use, `priors` holds what stands at the ends of a network, `masks` what is
@@ -34,8 +35,16 @@ from pcjax.networks.outputs import (
     soft_clamp,
     softmax,
 )
+from pcjax.networks.parametrisations import (
+    Place,
+    Scaling,
+    depth_mup,
+    mupc,
+    standard,
+)
 from pcjax.networks.pooling import Pool, average_pool, max_pool
 from pcjax.networks.priors import decoder, free_output, no_inputs, prior
+from pcjax.networks.residual import residual, residual_mlp
 from pcjax.networks.separate import check_separate
 from pcjax.networks.sums import add, skip
 from pcjax.networks.vgg import vgg
@@ -48,7 +57,9 @@ __all__ = [
     "Network",
     "Output",
     "Params",
+    "Place",
     "Pool",
+    "Scaling",
     "add",
     "autoencoder",
     "average_pool",
@@ -58,6 +69,7 @@ __all__ = [
     "convnet",
     "decoder",
     "dense",
+    "depth_mup",
     "feedforward",
     "free_nudge",
     "free_output",
@@ -69,13 +81,17 @@ __all__ = [
     "masked",
     "max_pool",
     "mlp",
+    "mupc",
     "no_inputs",
     "nudge",
     "observed",
     "prior",
+    "residual",
+    "residual_mlp",
     "sigmoid",
     "skip",
     "soft_clamp",
     "softmax",
+    "standard",
     "vgg",
 ]

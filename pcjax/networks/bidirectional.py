@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.checks import check_callable
-from pcjax.networks.layers import are_sizes, dense
+from pcjax.networks.layers import dense
 from pcjax.networks.network import Activation, Layer, Network, Params, linear
 from pcjax.networks.priors import prior
+from pcjax.networks.sizes import are_sizes
 
 
 def bidirectional(

@@ -9,6 +9,12 @@ import jax
 from pcjax.checks import check_callable, check_count
 from pcjax.networks.layers import Initializer, conv, dense
 from pcjax.networks.network import Activation, Network, linear
+from pcjax.networks.parametrisations import (
+    Parametrisation,
+    Place,
+    parametrised,
+    standard,
+)
 from pcjax.networks.sizes import are_sizes
 
 
@@ -17,6 +23,7 @@ def mlp(
     activation: Activation = jax.nn.relu,
     *,
     kernel_init: Initializer | None = None,
+    parametrisation: Parametrisation = standard,
     product_dtype: Any = None,
 ) -> Network:
     """A fully connected network in the pre-activation layout.
@@ -26,6 +33,7 @@ def mlp(
         `[3072, 1024, 1024, 1024, 10]` is the paper's classifier.
       activation: `f` of the hidden layers; the input passes unchanged.
       kernel_init: see `dense`, as for the next.
+      parametrisation: how weights are drawn and scaled, such as `pcjax.mupc`.
       product_dtype: see `dense`.
 
     Returns:
@@ -39,14 +47,19 @@ def mlp(
     if not are_sizes(sizes) or len(sizes) < 2:
         raise ValueError(f"mlp: expected two or more positive sizes, got {sizes!r}.")
     check_callable("mlp", "activation", activation)
+    check_callable("mlp", "parametrisation", parametrisation)
+    count = len(sizes) - 1
     return Network(
         tuple(
-            dense(
-                size,
-                activation if index else linear,
-                in_features=below,
-                kernel_init=kernel_init,
-                product_dtype=product_dtype,
+            parametrised(
+                dense(
+                    size,
+                    activation if index else linear,
+                    in_features=below,
+                    kernel_init=kernel_init,
+                    product_dtype=product_dtype,
+                ),
+                parametrisation(Place(index, count, False)),
             )
             for index, (below, size) in enumerate(itertools.pairwise(sizes))
         )
@@ -58,6 +71,7 @@ def convnet(
     *,
     features: Sequence[int] = (64, 128, 256),
     kernel_sizes: Sequence[int] = (5, 5, 3),
+    parametrisation: Parametrisation = standard,
     product_dtype: Any = None,
 ) -> Network:
     """The paper's convolutional classifier, post-activation.
@@ -71,6 +85,7 @@ def convnet(
       num_classes: the number of logits.
       features: the output channels of each convolution.
       kernel_sizes: the side of each (square) filter.
+      parametrisation: see `mlp`; the fan in is that of a filter.
       product_dtype: see `dense`.
 
     Returns:
@@ -92,7 +107,14 @@ def convnet(
         conv(channels, (size, size), product_dtype=product_dtype)
         for channels, size in zip(features, kernel_sizes, strict=True)
     ]
-    return Network((*convs, dense(num_classes, product_dtype=product_dtype)))
+    check_callable("convnet", "parametrisation", parametrisation)
+    layers = (*convs, dense(num_classes, product_dtype=product_dtype))
+    return Network(
+        tuple(
+            parametrised(layer, parametrisation(Place(index, len(layers), False)))
+            for index, layer in enumerate(layers)
+        )
+    )
 
 
 def autoencoder(

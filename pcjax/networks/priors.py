@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcjax.checks import check_callable, check_count, check_parts, check_real
-from pcjax.networks.layers import are_sizes, dense
+from pcjax.networks.layers import dense
 from pcjax.networks.network import Activation, Layer, Network, Params, linear
+from pcjax.networks.sizes import are_sizes
 
 
 def no_inputs(batch_size: int, dtype: Any = jnp.float32) -> jax.Array:

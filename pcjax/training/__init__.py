@@ -2,9 +2,9 @@
 
 `data` puts a data set on the device, `augmentation` changes its images at random,
 `epoch` makes one compiled epoch of a gradient and an optimizer, `evaluation` averages
-measures over a data set, `sharding` spreads both over devices, and `diagnosis` names
-what went wrong in an iteration. The names of the first three are those of
-`pcjax.training`.
+measures over a data set, `sharding` spreads both over devices, `diagnosis` names what
+went wrong in an iteration, and `measures` says how far a rule is from backprop. The
+names of the first three are those of `pcjax.training`.
 """
 
 from pcjax.training.augmentation import (

@@ -299,7 +299,7 @@ def test_the_oracles_backprop_is_the_gradient_of_its_loss(model, small):
             np.testing.assert_allclose(a, b, atol=1e-8)
 
 
-@pytest.mark.parametrize("inference", ["simultaneous", "sequential"])
+@pytest.mark.parametrize("inference", ["simultaneous", "sequential", "error-based"])
 def test_the_oracles_inference_is_pcjaxs(inference, small):
     """Two programs written apart; in float32, for jax has no other here."""
     import jax
@@ -310,7 +310,7 @@ def test_the_oracles_inference_is_pcjaxs(inference, small):
     inputs, targets = protocol.batch()
     weights = _weights()
     network = pcjax.mlp(_SIZES)
-    method = getattr(pcjax, inference)(4, 0.1)
+    method = getattr(pcjax, inference.replace("-", "_"))(4, 0.1)
     grad_fn = jax.jit(pcjax.value_and_grad(network, method, output=pcjax.softmax))
     params = tuple(
         {"kernel": jnp.asarray(w), "bias": jnp.asarray(b)} for w, b in weights

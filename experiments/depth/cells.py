@@ -1,0 +1,154 @@
+"""What is trained: nets of many depths, and the methods that are to train them."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import pcjax
+from experiments.common.methods import (
+    METHODS,
+    Method,
+    Recipe,
+    constant,
+    inference_learning,
+)
+from experiments.common.settings import Settings
+from pcjax.networks.parametrisations import Place, parametrised
+
+RATELESS = pcjax.barzilai_borwein()
+# The rates of one grid, as multiples of what suits an optimizer at width 32.
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+_BASES = {"BP": 0.2, "IL": 4.0, "SeqIL": 4.0, "SeqIL T=1": 4.0, "SeqIL-MQ": 4e-4}
+_ADAM = 1e-3
+_MUPC = 10.0  # times the rates: muPC's weights are of order 1, not 1/sqrt(N)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A net on the map.
+
+    Attributes:
+      kind: "residual", "plain" or "conv".
+      parametrisation: "standard" or "muPC".
+      depth: L, its weight layers.
+      width: of hidden layers.
+    """
+
+    kind: str
+    parametrisation: str
+    depth: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """`residual-muPC-64x32`."""
+        return f"{self.kind}-{self.parametrisation}-{self.depth}x{self.width}"
+
+
+PARAMETRISATIONS = {
+    "standard": pcjax.standard,
+    "muPC": pcjax.mupc,
+    "depth-muP": pcjax.depth_mup,
+}
+
+
+def _mlp(make: Callable) -> Callable[[Cell, int, int], pcjax.Network]:
+    def network(cell, pixels, classes):
+        sizes = [pixels, *[cell.width] * (cell.depth - 1), classes]
+        chosen = PARAMETRISATIONS[cell.parametrisation]
+        return make(sizes, jnp.tanh, parametrisation=chosen)
+
+    return network
+
+
+def _conv(cell, pixels, classes):
+    """3x3 convolutions of stride 1 without padding, as many as the images allow."""
+    del pixels
+    count = cell.depth - 1
+    chosen = PARAMETRISATIONS[cell.parametrisation]
+    convs = [pcjax.conv(cell.width, (3, 3), (1, 1), activation=jnp.tanh)] * count
+    layers = (*convs, pcjax.dense(classes))
+    return pcjax.Network(
+        tuple(
+            parametrised(layer, chosen(Place(index, cell.depth, False)))
+            for index, layer in enumerate(layers)
+        )
+    )
+
+
+NETWORKS = {
+    "residual": _mlp(pcjax.residual_mlp),
+    "plain": _mlp(pcjax.mlp),
+    "conv": _conv,
+}
+
+
+def _one_step(settings: Settings, step_size: jax.Array | float) -> Recipe:
+    """SeqIL of a single iteration."""
+    return inference_learning(settings, pcjax.sequential(1, step_size))
+
+
+def _few_errors(settings: Settings, step_size: jax.Array | float) -> Recipe:
+    """ePC with few small steps."""
+    return inference_learning(settings, pcjax.error_based(5, step_size))
+
+
+def _equilibrium(settings: Settings, step_size: jax.Array | float) -> Recipe:
+    """PC at its equilibrium, or as near as 20 passes come."""
+    del step_size
+    return inference_learning(settings, pcjax.error_based(20, RATELESS))
+
+
+def _seq(settings: Settings) -> float:
+    return settings.step_size
+
+
+OURS = (
+    *METHODS,
+    Method("SeqIL T=1", _one_step, constant(optax.sgd), _seq),
+    Method("ePC-Adam", _few_errors, constant(optax.adam), _seq),
+    Method("PC-Adam", _equilibrium, constant(optax.adam), _seq),
+)
+_BY_ADAM = ("BP-Adam", "SeqIL-MQ", "SeqIL-Adam", "iPC", "ePC-Adam", "PC-Adam")
+_STANDARD = ("BP", "IL", "SeqIL T=1", "SeqIL", *_BY_ADAM)
+STYLES = {
+    "ePC-Adam": {"color": "#CC79A7", "marker": "v"},
+    "PC-Adam": {"color": "#882255", "marker": "*"},
+    "SeqIL T=1": {"color": "#D55E00", "linestyle": ":"},
+}
+
+
+def methods(cell: Cell) -> list[Method]:
+    """The methods that train a cell; weights of muPC suit Adam and MQ only."""
+    names = _STANDARD if cell.parametrisation == "standard" else _BY_ADAM
+    return [method for method in OURS if method.name in names]
+
+
+def rates(cell: Cell, method: Method) -> list[float]:
+    """The grid of learning rates."""
+    base = _BASES.get(method.name, _ADAM)
+    if cell.parametrisation != "standard":
+        base *= _MUPC
+    return [factor * base for factor in FACTORS]
+
+
+def compared(settings: Settings) -> dict[str, pcjax.Method]:
+    """The methods of inference whose gradients are compared at the same weights."""
+    eps = settings.step_size
+    return {
+        "IL": pcjax.simultaneous(settings.il_num_steps, settings.il_step_size),
+        "SeqIL T=1": pcjax.sequential(1, eps),
+        "SeqIL": pcjax.sequential(settings.num_steps, lambda t: eps / (1 + t)),
+        "ePC": pcjax.error_based(5, eps),
+    }
+
+
+def sized(settings: Settings, cell: Cell) -> Settings:
+    """The settings of a cell: a full clamp, so that the equilibrium is PC's own."""
+    return dataclasses.replace(
+        settings, hidden=(cell.width,) * (cell.depth - 1), clamp=0.0
+    )

@@ -1,0 +1,317 @@
+"""What trains deep, and what of it is backprop?
+
+python -m experiments.depth
+python -m experiments.depth --preset cpu --dataset digits
+python -m experiments.depth --preset cpu --data-dir DIR
+
+Nets of many depths, trained by every method with learning rates of one grid chosen on
+held-out images. Beside the accuracies stands what the gradients are, at the weights
+that BP-Adam has found: the cosine of each layer to backprop's gradient and to that of
+the equilibrium, and the largest curvature of inference.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pcjax
+from experiments.common import grid, report
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    execute,
+)
+from experiments.common.methods import Method
+from experiments.common.options import BatchSize, Epochs, adapted
+from experiments.common.runner import Plan, constantly, timeless, train_methods
+from experiments.common.settings import Settings, settings
+from experiments.common.tasks import Task, make_task
+from experiments.common.trainer import Trainer
+from experiments.depth import plots
+from experiments.depth.cells import (
+    NETWORKS,
+    RATELESS,
+    Cell,
+    compared,
+    methods,
+    rates,
+    sized,
+)
+from pcjax.training.measures import likeness, make_measures
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained.
+
+    Attributes:
+      cells: the nets of the map.
+      transfer: nets of which BP-Adam and PC-Adam are trained at all rates only.
+      epochs: passes over the training images.
+      seeds: networks of a cell, method and rate.
+      train_images: None takes all.
+      batch: images on which gradients are compared.
+      passes: the most to the equilibrium.
+    """
+
+    cells: tuple[Cell, ...]
+    transfer: tuple[Cell, ...] = ()
+    epochs: int = 10
+    seeds: int = 1
+    train_images: int | None = None
+    batch: int = 64
+    passes: int = 80
+
+
+@dataclass(frozen=True)
+class Config(Options, Epochs, BatchSize):
+    """Trains nets of many depths and sets their gradients beside backprop's."""
+
+
+def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
+    """A part for every cell and method."""
+    images = config.load()
+    found = adapted(settings("mlp", config.dataset_name), config)
+    keys = jax.random.split(jax.random.key(config.seed), size.seeds)
+    results: dict[str, Any] = {"cells": {}, "transfer": {}}
+    for group, cells in (("cells", size.cells), ("transfer", size.transfer)):
+        for cell in cells:
+            own = sized(found, cell)
+            task = make_task(
+                "mlp", images, own, train_images=size.train_images, validation=0.1
+            )
+            network = _network(cell, images)
+            chosen = methods(cell)
+            if group == "transfer":
+                chosen = [m for m in chosen if m.name in ("BP-Adam", "PC-Adam")]
+            train = partial(
+                _train, run, size, task._replace(network=network), own, keys
+            )
+            rows = {method.name: train(cell, method) for method in chosen}
+            results[group][cell.name] = {**dataclasses.asdict(cell), "methods": rows}
+    return {"dataset": config.dataset_name, "epochs": size.epochs, **results}
+
+
+def _network(cell: Cell, images: Any) -> pcjax.Network:
+    pixels = images.train.images[0].size
+    return NETWORKS[cell.kind](cell, pixels, images.num_classes)
+
+
+def _train(
+    run: Run,
+    size: Size,
+    task: Task,
+    found: Settings,
+    keys: jax.Array,
+    cell: Cell,
+    method: Method,
+) -> dict[str, Any]:
+    """A method at all rates; of the best by validation what it reached, and how."""
+    step_size = method.step_size(found)
+    points = grid.points(rates(cell, method), (step_size,))
+    hyper, repeated = grid.runs(points, keys)
+    extra = partial(_gradients, size, task, found, len(keys))
+    part = f"{cell.name}-{method.name}".replace(" ", "")
+    trained = train_methods(
+        run,
+        part,
+        task,
+        [method],
+        found,
+        repeated,
+        Plan(
+            epochs=size.epochs,
+            hyper=constantly(hyper),
+            extra=extra if method.name == "BP-Adam" else lambda trainer: {},
+        ),
+    )
+    curves = timeless(run, part, trained)[method.name]
+    validation, test = (curves[name]["top1"] for name in ("validation", "test"))
+    choice = grid.choose(validation, test, len(points))
+    shape = (size.epochs, len(points), len(keys))
+    losses = report.array(curves["train_loss"]).reshape(shape)
+    return {
+        "rates": [point.learning_rate for point in points],
+        "choice": choice._asdict(),
+        "test": report.array(test).reshape(shape)[:, choice.point].mean(-1),
+        "last_train_loss": losses[-1].mean(-1),
+        "best_validation": report.array(validation).reshape(shape).max(0).mean(-1),
+        "gradients": curves.get("gradients"),
+    }
+
+
+def _gradients(
+    size: Size, task: Task, found: Settings, seeds: int, trainer: Trainer
+) -> dict[str, Any]:
+    """What the gradients are, before training and at the best rate's weights."""
+    assert task.validation is not None
+    score = report.array(trainer.records[-1].validation["top1"]).reshape(-1, seeds)
+    best = int(np.nan_to_num(score, nan=-1.0).mean(-1).argmax()) * seeds
+    fresh = task.network.init(jax.random.key(1), task.example())
+    trained = jax.tree.map(lambda x: x[best], trainer.params)
+    rows = jax.tree.map(lambda x: x[: size.batch], task.validation)
+    batch = task.prepare(*rows)
+    compare = jax.jit(_comparison(size, task, found))
+    return {
+        "gradients": {
+            "fresh": compare(fresh, *batch),
+            "trained": compare(trained, *batch),
+        }
+    }
+
+
+def _comparison(size: Size, task: Task, found: Settings) -> Any:
+    """`(params, inputs, targets) -> what the gradients are`."""
+    network, output = task.network, task.output
+    bp_fn = pcjax.backprop.value_and_grad(network, output=output)
+    reference = pcjax.error_based(size.passes, RATELESS)
+    measures = make_measures(network, bp_fn, output=output, reference=reference)
+    own_fn = pcjax.at_equilibrium.value_and_grad(network, reference, output=output)
+
+    def compare(params, inputs, targets):
+        batch = (params, inputs, targets)
+        seen = measures(*batch)
+        _, exact = bp_fn(*batch)
+        (_, info), own = own_fn(*batch)
+        to_backprop = {"equilibrium": seen.equilibrium_to_backprop}
+        to_equilibrium = {"BP": seen.equilibrium}
+        for name, method in compared(found).items():
+            grad_fn = pcjax.value_and_grad(network, method, output=output)
+            _, grads = grad_fn(*batch)
+            to_backprop[name] = likeness(grads, exact)
+            to_equilibrium[name] = likeness(grads, own)
+        return {
+            "to_backprop": {k: v._asdict() for k, v in to_backprop.items()},
+            "to_equilibrium": {k: v._asdict() for k, v in to_equilibrium.items()},
+            "settled": jnp.mean(seen.settled),
+            "passes": jnp.mean(seen.passes),
+            "residual": jnp.median(info.equilibrium.residual),
+            "error_curvature": jnp.max(seen.error_curvature),
+            "activity_curvature": jnp.max(seen.activity_curvature),
+        }
+
+    return compare
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Accuracies of a cell, and what its gradients are."""
+    rows = []
+    for name, cell in results["cells"].items():
+        for method, found in cell["methods"].items():
+            choice = found["choice"]
+            rate = found["rates"][choice["point"]]
+            rows.append(
+                Claim(
+                    f"{name}, {method}: test accuracy, %",
+                    "-",
+                    f"{report.mean_std(choice['test'], 100)} (rate {rate:.2g}, "
+                    f"epochs to BP-Adam's less 1 point: {_to_backprop(cell, method)})",
+                )
+            )
+        seen = cell["methods"]["BP-Adam"]["gradients"]["trained"]
+        for rule, like in seen["to_backprop"].items():
+            cosine = report.array(like["cosine"])
+            rows.append(
+                Claim(
+                    f"{name}, trained: cosine of {rule} to backprop over the layers",
+                    "-",
+                    f"{cosine.min():.3f} to {cosine.max():.3f}",
+                )
+            )
+        rows.append(
+            Claim(
+                f"{name}, trained: largest curvature in errors, in activities",
+                "-",
+                f"{seen['error_curvature']:.3g}, {seen['activity_curvature']:.3g}; "
+                f"equilibrium reached by {seen['settled']:.0%}",
+            )
+        )
+    return rows
+
+
+def _to_backprop(cell: dict[str, Any], method: str) -> str:
+    """The first epoch within a point of the best of BP-Adam."""
+    goal = report.array(cell["methods"]["BP-Adam"]["test"]).max() - 0.01
+    reached = np.flatnonzero(report.array(cell["methods"][method]["test"]) >= goal)
+    return str(reached[0] + 1) if len(reached) else "never"
+
+
+def times(results: dict[str, Any], seconds: dict[str, Any]) -> list[Claim]:
+    """Time of an epoch beside BP-Adam's, and to its accuracy."""
+    rows = []
+    for name, cell in results["cells"].items():
+        epoch = {}
+        for method in cell["methods"]:
+            part = f"{name}-{method}".replace(" ", "")
+            epoch[method] = np.median(seconds[f"{part}, per epoch"][method])
+        for method in cell["methods"]:
+            reached = _to_backprop(cell, method)
+            first = _to_backprop(cell, "BP-Adam")
+            ratio = epoch[method] / epoch["BP-Adam"]
+            whole = "never"
+            if reached != "never":
+                whole = f"{ratio * int(reached) / int(first):.2f}"
+            rows.append(
+                Claim(
+                    f"{name}, {method}: time beside BP-Adam's, of an epoch; to within "
+                    "a point of its accuracy",
+                    "-",
+                    f"{ratio:.2f}; {whole}",
+                )
+            )
+    return rows
+
+
+def _map(width: int, residual: tuple[int, ...], plain: tuple[int, ...], conv: int):
+    return (
+        *(
+            Cell("residual", parametrisation, depth, width)
+            for parametrisation in ("standard", "muPC")
+            for depth in residual
+        ),
+        *(Cell("plain", "standard", depth, width) for depth in plain),
+        Cell("conv", "standard", conv, max(4, width // 4)),
+    )
+
+
+def _widths(widths: tuple[int, ...], depth: int) -> tuple[Cell, ...]:
+    return tuple(
+        Cell("residual", parametrisation, depth, width)
+        for parametrisation in ("standard", "muPC", "depth-muP")
+        for width in widths
+    )
+
+
+EXPERIMENT = Experiment(
+    name="depth",
+    paper="beyond the paper",
+    title="What trains deep, and what of it is backprop",
+    sizes={
+        "smoke": Size(
+            (Cell("residual", "muPC", 3, 8),), epochs=1, train_images=200, batch=8
+        ),
+        "cpu": Size(
+            _map(32, (4, 16, 64), (4, 16), 4),
+            _widths((16, 128), 4),
+            train_images=2000,
+        ),
+        "paper": Size(
+            _map(512, (2, 4, 8, 16, 32, 64, 128), (2, 4, 8, 16, 32, 64, 128), 12),
+            _widths((64, 256, 1024), 8),
+            epochs=50,
+            seeds=3,
+        ),
+    },
+    measure=measure,
+    plot=plots.plot,
+    claims=claims,
+    times=times,
+)
+main = partial(execute, EXPERIMENT)

@@ -1,0 +1,326 @@
+"""How many passes the equilibrium takes: error of the gradient against passes.
+
+python -m experiments.equilibrium
+python -m experiments.equilibrium --preset cpu --dataset digits
+python -m experiments.equilibrium --preset cpu --data-dir DIR
+
+A pass is one sweep forward and one back, an iteration of any method. The error is that
+of the worst layer's weight gradient beside the equilibrium's, to which steps without a
+rate and then Newton-CG go. Networks are random ones, and ones trained on the images
+by Adam.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import pcjax
+from experiments.common import report
+from experiments.common.harness import (
+    Claim,
+    Experiment,
+    Options,
+    Run,
+    cli,
+    execute,
+)
+from experiments.common.live import Parts
+from experiments.common.settings import settings
+from pcjax import training
+from pcjax.training.measures import likeness
+
+BB = pcjax.barzilai_borwein()
+STEP = 0.1
+METHODS: dict[str, Callable[[int], pcjax.Method]] = {
+    "errors, no rate": lambda steps: pcjax.error_based(steps, BB),
+    "errors, step 0.1": lambda steps: pcjax.error_based(steps, STEP),
+    "activities, no rate": lambda steps: pcjax.simultaneous(steps, BB),
+    "simultaneous, step 0.1": lambda steps: pcjax.simultaneous(steps, STEP),
+    "sequential, step 0.1": lambda steps: pcjax.sequential(steps, STEP),
+}
+STYLES = {
+    "errors, no rate": {"color": "#D55E00"},
+    "errors, step 0.1": {"color": "#D55E00", "linestyle": ":"},
+    "activities, no rate": {"color": "#0072B2"},
+    "simultaneous, step 0.1": {"color": "#0072B2", "linestyle": ":"},
+    "sequential, step 0.1": {"color": "#009E73", "linestyle": "--"},
+}
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+CLOSE = 1e-3  # an error that counts as arrived
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+      nets: (activation, hidden layers, trained) each.
+      width: of hidden layers.
+      passes: the most of any method.
+      batch: images whose equilibria are found.
+      updates: steps of Adam of a trained net.
+    """
+
+    nets: tuple[tuple[str, int, bool], ...]
+    width: int = 64
+    passes: int = 1000
+    batch: int = 32
+    updates: int = 400
+
+
+_CPU = (
+    ("tanh", 4, False),
+    ("tanh", 10, False),
+    ("tanh", 30, False),
+    ("tanh", 3, True),
+    ("tanh", 9, True),
+    ("relu", 3, True),
+    ("relu", 9, True),
+)
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Measures the error of the weight gradient against the passes of inference."""
+
+
+def train(
+    network: pcjax.Network,
+    key: jax.Array,
+    data: tuple[jax.Array, jax.Array],
+    size: Size,
+) -> Any:
+    """Params after some steps of Adam on backprop's gradient."""
+    tx = optax.adam(1e-3)
+    update = training.make_update(
+        pcjax.backprop.value_and_grad(network, output=pcjax.softmax), tx
+    )
+    start, order = jax.random.split(key)
+    params = network.init(start, data[0][:1])
+
+    def step(state, key):
+        rows = jax.random.randint(key, (64,), 0, len(data[0]))
+        params, opt_state, _ = update(*state, data[0][rows], data[1][rows])
+        return (params, opt_state), None
+
+    keys = jax.random.split(order, size.updates)
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+    return params
+
+
+def worst(grads: Any, exact: Any) -> jax.Array:
+    """The relative error of the worst layer."""
+
+    def norm(tree):
+        return optax.global_norm(tree)
+
+    return jnp.max(
+        jnp.stack(
+            [
+                norm(jax.tree.map(jnp.subtract, have, want)) / norm(want)
+                for have, want in zip(grads, exact, strict=True)
+            ]
+        )
+    )
+
+
+def paths(
+    network: pcjax.Network, params: Any, batch: tuple[jax.Array, jax.Array], size: Size
+) -> dict[str, Any]:
+    """The equilibrium of a batch, and how every method comes near it."""
+    output = pcjax.softmax
+    own_fn = pcjax.at_equilibrium.value_and_grad(
+        network,
+        pcjax.error_based(size.passes, BB),
+        output=output,
+        tolerance=3e-6,  # about what float32 reaches
+        fallback=pcjax.newton_cg(10),
+    )
+    (_, info), exact = jax.jit(own_fn)(params, *batch)
+    bp_fn = pcjax.backprop.value_and_grad(network, output=output)
+    like = likeness(exact, jax.jit(bp_fn)(params, *batch)[1])
+    rest = info.equilibrium
+
+    def record(state):
+        grads = pcjax.local_gradients(network, params, state.activities, output=output)
+        activities = (*state.activities[:-1], batch[1])
+        energy = pcjax.free_energy(network, params, activities, output=output)
+        return worst(grads, exact), jnp.mean(energy)
+
+    found = {
+        name: jax.jit(
+            partial(
+                pcjax.infer, network, make(size.passes), output=output, trace=record
+            )
+        )(params, *batch).trace
+        for name, make in METHODS.items()
+    }
+    return {
+        "passes": rest.passes,
+        "residual": rest.residual,
+        "converged": rest.converged,
+        "kinks": rest.kinks,
+        "energy": jnp.mean(rest.energy),
+        "initial_energy": jnp.mean(rest.initial_energy),
+        "cosine_to_backprop": like.cosine,
+        "ratio_to_backprop": like.ratio,
+        "errors": {name: trace[0] for name, trace in found.items()},
+        "energies": {name: trace[1] for name, trace in found.items()},
+    }
+
+
+def title(net: tuple[str, int, bool]) -> str:
+    """`tanh, 4 hidden layers, random`."""
+    activation, hidden, trained = net
+    return f"{activation}, {hidden} hidden layers, {'trained' if trained else 'random'}"
+
+
+def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
+    """A part for every net."""
+    images = config.load()
+    classes = images.num_classes
+    found = settings("mlp", config.dataset_name)
+    prepare = training.classification(classes, low=found.low, high=found.high)
+
+    def put(split):
+        data = training.device_data(
+            split.images[:10_000], split.labels[:10_000], classes
+        )
+        inputs, targets = prepare(*data)
+        return inputs.reshape(len(inputs), -1), targets
+
+    train_data, test_data = put(images.train), put(images.test)
+    batch = tuple(x[: size.batch] for x in test_data)
+
+    def of_net(net):
+        activation, hidden, trained = net
+        sizes = [batch[0].shape[1], *[size.width] * hidden, classes]
+        network = pcjax.mlp(sizes, ACTIVATIONS[activation])
+        key = jax.random.key(config.seed)
+        if trained:
+            params = jax.jit(partial(train, network, size=size))(key, data=train_data)
+        else:
+            params = scaled(jax.jit(network.init)(key, batch[0]))
+        return paths(network, params, batch, size)
+
+    with Parts(run, len(size.nets)) as parts:
+        nets = {
+            title(net): parts.part(title(net).replace(", ", "-"), partial(of_net, net))
+            for net in size.nets
+        }
+    return {"dataset": config.dataset_name, "passes": size.passes, "nets": nets}
+
+
+def scaled(params: Any) -> Any:
+    """Weights of variance 1 / fan in, without biases: the signal keeps its size."""
+    return tuple(
+        {"kernel": np.sqrt(3) * theta["kernel"], "bias": 0 * theta["bias"]}
+        for theta in params
+    )
+
+
+def arrival(errors: Any) -> int | None:
+    """The passes after which the error stays below `CLOSE`; None if it does not."""
+    late = np.flatnonzero(~(report.array(errors) < CLOSE))
+    first = int(late[-1]) + 1 if len(late) else 0
+    return first if first < len(errors) else None
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """The passes to 1e-3 of all methods, and what the equilibrium is like."""
+    rows = []
+    for net, found in results["nets"].items():
+        for name, errors in found["errors"].items():
+            passes, row = arrival(errors), report.array(errors)
+            shown = [f"{row[t]:.1g}" for t in (10, 20, 40, 80) if t < len(row)]
+            rows.append(
+                Claim(
+                    f"{net}; {name}: passes to an error of {CLOSE:g}",
+                    "-",
+                    (f"more than {len(row) - 1}" if passes is None else f"{passes}")
+                    + f"; error after 10, 20, 40, 80: {', '.join(shown)}",
+                )
+            )
+        cosine = report.array(found["cosine_to_backprop"])
+        rows.append(
+            Claim(
+                f"{net}; equilibrium: cosine to backprop, worst and best layer",
+                "-",
+                f"{cosine.min():.2f} to {cosine.max():.2f}; "
+                f"{np.mean(found['converged']):.0%} of the examples converged, "
+                f"{np.mean(found['kinks']):.0%} at kinks, "
+                f"{np.median(found['passes']):.0f} passes (median)",
+            )
+        )
+    return rows
+
+
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """A panel for every net: error of the worst layer against passes."""
+    nets = results["nets"]
+    columns = min(4, len(nets))
+    rows = -(-len(nets) // columns)
+    with report.figure(
+        folder / "passes.png",
+        rows=rows,
+        columns=columns,
+        figsize=(3.4 * columns, 3.0 * rows),
+    ) as panels:
+        for panel, (net, found) in zip(panels.flat, nets.items(), strict=False):
+            for name, errors in found["errors"].items():
+                row = report.array(errors)
+                panel.plot(range(1, len(row)), row[1:], label=name, **STYLES[name])
+            panel.set(xscale="log", yscale="log", title=net, ylim=(1e-7, 30))
+            panel.title.set_fontsize(9)
+            panel.set_xlabel("passes")
+        for panel in panels.flat[len(nets) :]:
+            panel.set_visible(False)
+        panels[0, 0].set_ylabel("error of the worst layer")
+        panels[0, 0].legend(frameon=False, fontsize=7)
+    with report.figure(folder / "cosine.png", figsize=(5.4, 3.6)) as panels:
+        panel = panels[0, 0]
+        for net, found in nets.items():
+            cosine = report.array(found["cosine_to_backprop"])
+            panel.plot(
+                np.linspace(0, 1, len(cosine)), cosine, marker="o", ms=3, label=net
+            )
+        panel.axhline(0, color="black", lw=0.6)
+        panel.set(
+            xlabel="layer, from the first (0) to the last (1)",
+            ylabel="cosine of equilibrium to backprop",
+        )
+        report.legend_beside(panel, fontsize=8)
+
+
+EXPERIMENT = Experiment(
+    name="equilibrium",
+    paper="beyond the paper",
+    title="Passes to the equilibrium",
+    sizes={
+        "smoke": Size(
+            (("tanh", 2, False), ("relu", 2, True)),
+            width=16,
+            passes=100,
+            batch=8,
+            updates=20,
+        ),
+        "cpu": Size(_CPU),
+        "paper": Size(
+            (*_CPU, ("tanh", 30, True)), width=512, passes=5000, batch=128, updates=4000
+        ),
+    },
+    measure=measure,
+    plot=plot,
+    claims=claims,
+)
+main = partial(execute, EXPERIMENT)
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,75 @@
+"""The gradient of the energy in activities and in errors, and what is made of it."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pcjax.energy import weigh
+from pcjax.inference.origin import Gradient, View
+from pcjax.inference.state import InferenceState
+from pcjax.networks.outputs import widened
+
+Arrays = tuple[jax.Array, ...]  # one of every hidden activity or error, [B, ...]
+Slopes = Callable[[InferenceState, Gradient], Arrays]
+
+
+def activity_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
+    """`dF/dh_l` of every hidden activity."""
+    return tuple(gradient(index, state.errors) for index in range(1, len(state.errors)))
+
+
+def error_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
+    """`dE/de_l = gamma_l e_l - t_l` of every hidden error, in one sweep down.
+
+    With `ehat_l = e_l - g_l / gamma_l`, so that `gamma_l ehat_l = t_l`, that is
+    `gradient(l, (..., ehat_{l+1}, ..., ehat_L))`.
+    """
+    passed, slopes = list(state.errors), []
+    for index in reversed(range(len(state.errors) - 1)):
+        slope = gradient(index + 1, tuple(passed))
+        own = state.errors[index]
+        inverse = 1 / jnp.asarray(gradient.gammas[index], own.dtype)
+        passed[index] = own - weigh(inverse, slope)
+        slopes.append(slope)
+    return tuple(slopes[::-1])
+
+
+def curvature_along(
+    slopes: Slopes,
+    look: Callable[[Arrays], View],
+    place: Arrays,
+    direction: Arrays | None = None,
+) -> tuple[Arrays, Arrays]:
+    """The gradient g at a place and the Hessian times a direction, `(g, H d)`.
+
+    By reverse mode, which rounded products have, too; H is symmetric. Costs a pass for
+    the gradient and two for the product.
+
+    Args:
+      slopes: the gradient of what `look` sees.
+      look: the view of a place.
+      place: shifts or errors.
+      direction: d; None is g itself.
+    """
+
+    def gradient(place):
+        view = look(place)
+        return slopes(view.state, view.gradient)
+
+    found, pull = jax.vjp(gradient, tuple(place))
+    return found, pull(tuple(found if direction is None else direction))[0]
+
+
+def inner(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
+    """`<left, right>` of each example over all layers, [B], in float32 at least."""
+    parts = []
+    for one, other in zip(left, right, strict=True):
+        one, other = widened(one, other)
+        parts.append(jnp.sum(one * other, axis=range(1, one.ndim)))
+    return sum(parts[1:], parts[0])
+
+
+def per_example(scales: jax.Array, arrays: Sequence[jax.Array]) -> Arrays:
+    """The arrays, each example times its own number [B], in their dtypes."""
+    return tuple(weigh(scales.astype(array.dtype), array) for array in arrays)

@@ -1,0 +1,170 @@
+"""How far a learning rule is from backprop, and from its own equilibrium.
+
+For use inside of a training loop every so many steps: a measurement is one traceable
+function of parameters and a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pcjax.checks import check_parts
+from pcjax.energy import Weights, free_energy_per_layer
+from pcjax.inference.bb import barzilai_borwein
+from pcjax.inference.curvature import largest_curvature
+from pcjax.inference.kernel import Method
+from pcjax.inference.methods import error_based, simultaneous
+from pcjax.learning import at_equilibrium, backprop
+from pcjax.learning.gradients import GradFn
+from pcjax.networks.network import Network, Params
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+
+
+class Likeness(NamedTuple):
+    """A gradient beside another, layer by layer.
+
+    Attributes:
+      cosine: [L], of the angle between them; 0 where one is 0.
+      ratio: [L], how many times as long it is; infinite where the other is 0.
+    """
+
+    cosine: jax.Array
+    ratio: jax.Array
+
+
+class Measures(NamedTuple):
+    """What `make_measures` measures of a batch.
+
+    Attributes:
+      backprop: the rule's gradient beside backprop's.
+      equilibrium: beside that of the equilibrium.
+      equilibrium_to_backprop: the equilibrium's beside backprop's.
+      residual: [B], `||dF/dh||` where the rule's inference ends, relative to that at
+        the feed-forward activities; 1 without inference.
+      settled: bool [B], whether the equilibrium was reached; without it, `equilibrium`
+        compares with where the passes led.
+      passes: int32 [B], what the equilibrium took.
+      error_curvature: [B], the largest in the coordinates of the errors, at the
+        feed-forward activities; steps are stable below 2 over it.
+      activity_curvature: [B], the same in those of the activities.
+      energy: [L], the mean energy of each layer where inference ends.
+    """
+
+    backprop: Likeness
+    equilibrium: Likeness
+    equilibrium_to_backprop: Likeness
+    residual: jax.Array
+    settled: jax.Array
+    passes: jax.Array
+    error_curvature: jax.Array
+    activity_curvature: jax.Array
+    energy: jax.Array
+
+
+# (params, inputs, targets) -> Measures
+Measure = Callable[[Sequence[Params], jax.Array, jax.Array], Measures]
+
+
+def likeness(grads: Sequence[Params], others: Sequence[Params]) -> Likeness:
+    """Cosine and ratio of lengths of two gradients, layer by layer."""
+
+    def dot(one, other):
+        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        return sum((jnp.vdot(a, b) for a, b in pairs), jnp.zeros(()))
+
+    rows = [
+        (dot(one, other), dot(one, one), dot(other, other))
+        for one, other in zip(grads, others, strict=True)
+    ]
+    across, own, foreign = (jnp.stack(column) for column in zip(*rows, strict=True))
+    both = jnp.sqrt(own) * jnp.sqrt(foreign)
+    cosine = jnp.where(both > 0, across / jnp.where(both > 0, both, 1), 0)
+    return Likeness(cosine, jnp.sqrt(own) / jnp.sqrt(foreign))
+
+
+def make_measures(
+    network: Network,
+    grad_fn: GradFn,
+    *,
+    output: Output = identity,
+    clamp: Clamp = full_clamp,
+    gamma: Weights = 1.0,
+    decay: Weights = 0.0,
+    reference: Method | None = None,
+    tolerance: float = 1e-3,
+    num_products: int = 8,
+) -> Measure:
+    """A function that says how far a learning rule is from backprop.
+
+    >>> import pcjax
+    >>> network = pcjax.mlp([3, 4, 2])
+    >>> params = network.init(jax.random.key(0), jnp.ones((1, 3)))
+    >>> grad_fn = pcjax.value_and_grad(network, pcjax.error_based(1, 0.01))
+    >>> measure = jax.jit(make_measures(network, grad_fn))
+    >>> found = measure(params, jnp.ones((5, 3)), jnp.ones((5, 2)))
+    >>> bool((found.backprop.cosine > 0.99).all())
+    True
+
+    Args:
+      network: L layers, a chain or a graph.
+      grad_fn: of `value_and_grad`, `backprop.value_and_grad` or any other rule.
+      output: as in training, as for the next three; no function of t.
+      clamp: as in training.
+      gamma: as in training.
+      decay: as in training.
+      reference: the method that goes to the equilibrium, by default
+        `error_based(60, barzilai_borwein())`.
+      tolerance: the residual at which an equilibrium counts as reached.
+      num_products: see `largest_curvature`.
+
+    Returns:
+      `measure(params, inputs, targets) -> Measures`, which costs up to some hundred
+      passes. Call it inside of a `jax.jit`.
+
+    Raises:
+      TypeError: if network, output or clamp is no such thing.
+    """
+    check_parts("make_measures", network=network, output=output, clamp=clamp)
+    weights = {"gamma": gamma, "decay": decay}
+    options = {"output": output, "clamp": clamp, **weights}
+    if reference is None:
+        reference = error_based(60, barzilai_borwein())
+    own_fn = at_equilibrium.value_and_grad(
+        network, reference, tolerance=tolerance, **options
+    )
+    bp_fn = backprop.value_and_grad(network, output=output)
+
+    def measure(params, inputs, targets):
+        batch = (params, inputs, targets)
+        (_, info), grads = grad_fn(*batch)
+        (_, own_info), own = own_fn(*batch)
+        _, exact = bp_fn(*batch)
+        rest, hidden = own_info.equilibrium, None
+        if info.state is not None:
+            hidden = info.state.activities[1:-1]
+        at_end = at_equilibrium.value_and_grad(
+            network, simultaneous(1, 0.0), tolerance=tolerance, **options
+        )(*batch, hidden=hidden)[0][1].equilibrium
+        curvatures = (
+            largest_curvature(
+                network, method, *batch, num_products=num_products, **options
+            )
+            for method in (error_based(1, 0.0), simultaneous(1, 0.0))
+        )
+        layers = free_energy_per_layer(
+            network, params, at_end.state.activities, output=output, **weights
+        )
+        return Measures(
+            likeness(grads, exact),
+            likeness(grads, own),
+            likeness(own, exact),
+            at_end.residual,
+            rest.converged,
+            rest.passes,
+            *curvatures,
+            jnp.mean(layers, axis=1),
+        )
+
+    return measure

@@ -1,0 +1,59 @@
+"""The experiments on equilibria and depth, end to end on digits."""
+
+import json
+
+import numpy as np
+
+from experiments import depth, equilibrium
+from experiments.depth.cells import Cell, methods, rates
+
+PNG = b"\x89PNG"
+
+
+def test_equilibrium_smoke(tmp_path):
+    equilibrium.main(equilibrium.Config(out=tmp_path))
+    found = json.loads((tmp_path / "results.json").read_text())["results"]
+    for name in ("passes", "cosine"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+    random, trained = found["nets"].values()
+    assert all(random["converged"])
+    best, plain = (
+        equilibrium.arrival(random["errors"][name])
+        for name in ("errors, no rate", "simultaneous, step 0.1")
+    )
+    assert best is not None
+    assert plain is None or best < plain
+    for net in (random, trained):
+        assert len(net["errors"]) == len(equilibrium.METHODS)
+        for energies in net["energies"].values():
+            assert energies[0] == np.float32(net["initial_energy"])
+            assert min(energies) > 0.99 * net["energy"]
+
+
+def test_arrival_is_where_errors_stay_small():
+    assert equilibrium.arrival([1.0, 1e-4, 1.0, 1e-4, 1e-5]) == 3
+    assert equilibrium.arrival([1e-4, 1e-5]) == 0
+    assert equilibrium.arrival([1.0, 1e-4, None]) is None
+
+
+def test_depth_smoke(tmp_path):
+    depth.main(depth.Config(out=tmp_path))
+    found = json.loads((tmp_path / "results.json").read_text())["results"]
+    for name in ("accuracy", "likeness", "curvature"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+    (cell,) = found["cells"].values()
+    assert set(cell["methods"]) == {m.name for m in methods(Cell("", "muPC", 3, 8))}
+    seen = cell["methods"]["BP-Adam"]["gradients"]["fresh"]
+    # A single step of the errors is backprop in the first layer, five small ones near.
+    assert seen["to_backprop"]["ePC"]["cosine"][0] > 0.999
+    assert seen["settled"] == 1.0
+    assert 1 <= seen["error_curvature"] < 3
+
+
+def test_every_method_has_the_grid_of_its_optimizer():
+    standard, mupc = (Cell("residual", name, 4, 32) for name in ("standard", "muPC"))
+    for cell in (standard, mupc):
+        for method in methods(cell):
+            found = np.array(rates(cell, method))
+            np.testing.assert_allclose(found / found[2], [0.1, 0.3, 1, 3, 10])
+    assert len(methods(standard)) > len(methods(mupc)) > 1

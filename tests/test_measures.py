@@ -1,0 +1,88 @@
+"""Measures of how far a rule is from backprop, against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pcjax
+from pcjax.inference.equilibrium import linear_equilibrium
+from pcjax.training.measures import likeness, make_measures
+from tests import problems, test_error_based
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def test_likeness_is_cosine_and_ratio_of_lengths():
+    one = ({"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}, jnp.array([1.0, 1.0]))
+    other = (
+        {"w": jnp.array([0.0, 0.0]), "b": jnp.array([2.0])},
+        jnp.array([-2.0, 0.0]),
+    )
+    found = likeness(one, other)
+    np.testing.assert_allclose(found.cosine, [0.8, -np.sqrt(0.5)])
+    np.testing.assert_allclose(found.ratio, [2.5, np.sqrt(0.5)])
+    np.testing.assert_array_equal(
+        likeness(one, jax.tree.map(jnp.zeros_like, one))[0], 0
+    )
+
+
+def test_measures_of_a_linear_net_are_the_closed_forms():
+    case = test_error_based.linear_case()
+    step = 0.01
+    grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(2, step))
+    measure = make_measures(
+        case.network,
+        grad_fn,
+        reference=pcjax.error_based(200, pcjax.barzilai_borwein()),
+        tolerance=1e-9,
+        num_products=20,
+    )
+    found = problems.quick_jit(measure)(*case[1:])
+    (_, info), grads = grad_fn(*case[1:])
+    exact = linear_equilibrium(case.network, *case[1:])
+    own = pcjax.local_gradients(*case[:2], exact.state.activities)
+    _, bp = pcjax.backprop.value_and_grad(case.network)(*case[1:])
+    for have, pair in (
+        (found.backprop, (grads, bp)),
+        (found.equilibrium, (grads, own)),
+        (found.equilibrium_to_backprop, (own, bp)),
+    ):
+        cosine = [np.cos(problems.angle(a, b)) for a, b in zip(*pair, strict=True)]
+        np.testing.assert_allclose(have.cosine, cosine, atol=1e-7)
+    assert found.settled.all()
+    maps = test_error_based.sensitivities(case)
+    spread = np.eye(4) + sum(p @ p.T for p in maps)
+    largest = np.linalg.eigvalsh(spread)[-1]
+    np.testing.assert_allclose(found.error_curvature, largest, rtol=1e-8)
+
+    def energy(hidden):
+        activities = (case.inputs[:1], *hidden, case.targets[:1])
+        return jnp.sum(pcjax.free_energy(*case[:2], activities))
+
+    hidden = [h[:1] for h in info.state.activities[1:-1]]
+    flat, shape = jax.flatten_util.ravel_pytree(hidden)
+    hessian = problems.quick_jit(jax.hessian(lambda h: energy(shape(h))))(flat)
+    largest = np.linalg.eigvalsh(hessian)[-1]
+    np.testing.assert_allclose(found.activity_curvature, largest, rtol=1e-8)
+    start = [h[:1] for h in pcjax.feedforward(*case[:3])[:-1]]
+    norms = [
+        np.sqrt(sum(jnp.sum(g**2) for g in jax.grad(energy)(place)))
+        for place in (hidden, start)
+    ]
+    np.testing.assert_allclose(found.residual[0], norms[0] / norms[1], rtol=1e-8)
+    layers = pcjax.energy.free_energy_per_layer(*case[:2], info.state.activities)
+    np.testing.assert_allclose(found.energy, layers.mean(1), rtol=1e-9)
+
+
+def test_backprop_has_the_cosine_one_and_no_inference():
+    case = problems.dense_case((6, 7, 4), dtype=jnp.float64)
+    bp = pcjax.backprop.value_and_grad(case.network, output=pcjax.softmax)
+    few = pcjax.error_based(1, pcjax.barzilai_borwein())
+    measure = make_measures(case.network, bp, output=pcjax.softmax, reference=few)
+    found = problems.quick_jit(measure)(*case[1:])
+    np.testing.assert_allclose(found.backprop.cosine, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.backprop.ratio, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.residual, 1)
+    assert not found.settled.any()
+    np.testing.assert_allclose(found.energy[0], 0, atol=1e-20)

@@ -1,0 +1,192 @@
+"""Residual nets and muPC: variances, coordinate check, and derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcjax
+from pcjax.networks import Place, linear
+from tests import problems, test_graphs
+
+
+def nets(sizes, activation=linear, make=pcjax.residual_mlp):
+    return make(sizes, activation, parametrisation=pcjax.mupc)
+
+
+def test_residual_layers_are_what_a_user_would_write(x64):
+    """Predictions, inference and gradients of blocks with and without `near`."""
+    ours = pcjax.residual_mlp([5, 6, 6, 6, 4], jnp.tanh)
+    block = problems.residual()
+    plain = pcjax.Network((pcjax.dense(6), block, block, pcjax.dense(4, jnp.tanh)))
+    case = problems.make(ours, (5,), dtype=jnp.float64)
+    for method in (pcjax.sequential(3, 0.1), pcjax.error_based(3, 0.1)):
+        (one, info), grads = pcjax.value_and_grad(ours, method)(*case[1:])
+        (other, known), want = pcjax.value_and_grad(plain, method)(*case[1:])
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+        test_graphs.assert_close(info.state.errors, known.state.errors)
+        test_graphs.assert_close(grads, want)
+
+
+@pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
+def test_scaled_layers_are_those_of_scaled_weights(product_dtype):
+    """muPC with weights W is a standard net with weights a W, gradients times a."""
+    scaled = pcjax.residual_mlp(
+        [9, 16, 16, 4],
+        jnp.tanh,
+        parametrisation=pcjax.mupc,
+        product_dtype=product_dtype,
+    )
+    plain = pcjax.residual_mlp([9, 16, 16, 4], jnp.tanh, product_dtype=product_dtype)
+    case = problems.make(scaled, (9,))
+    factors = (1 / 3, 1 / np.sqrt(16 * 3), 1 / 16)
+    assert [set(theta) for theta in case.params] == [{"kernel"}] * 3
+    params = tuple(
+        {"kernel": np.float32(a) * theta["kernel"], "bias": jnp.zeros(size)}
+        for a, theta, size in zip(factors, case.params, (16, 16, 4), strict=True)
+    )
+    method = pcjax.sequential(3, 0.1)
+    _, grads = pcjax.value_and_grad(scaled, method)(*case[1:])
+    _, want = pcjax.value_and_grad(plain, method)(params, *case[2:])
+    for a, have, expected in zip(factors, grads, want, strict=True):
+        np.testing.assert_allclose(
+            have["kernel"], a * expected["kernel"], rtol=2e-3, atol=1e-6
+        )
+    update = pcjax.incremental(scaled, method, optax.sgd(0.1))
+    moved, *_ = update(case.params, optax.sgd(0.1).init(case.params), *case[2:])
+    assert all(
+        jnp.abs(new["kernel"] - old["kernel"]).max() > 0
+        for new, old in zip(moved, case.params, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("width", "count"), [(256, 4), (256, 32), (512, 8)])
+def test_variances_of_linear_residual_nets_are_flat(width, count):
+    """`E h_l^2 = (1 + 1/L)^(l-1)` for inputs of mean square 1, at every width."""
+    network = nets([64, *[width] * (count - 1), 10])
+    inputs = jax.random.normal(jax.random.key(1), (64, 64))
+    inputs /= jnp.sqrt(jnp.mean(inputs**2, axis=1, keepdims=True))
+    params = jax.jit(network.init)(jax.random.key(0), inputs)
+    *hidden, logits = pcjax.feedforward(network, params, inputs)
+    for index, h in enumerate(hidden):
+        np.testing.assert_allclose(
+            jnp.mean(h**2), (1 + 1 / count) ** index, rtol=0.25, err_msg=f"{index}"
+        )
+    # The logits are of order 1/sqrt(N): nothing but what is learned.
+    assert 0.4 < jnp.mean(logits**2) * width / (1 + 1 / count) ** (count - 2) < 2.5
+
+
+def test_units_of_adam_leave_the_function_as_it_is():
+    """depth-muP with weights W / a is muPC with weights W."""
+    one, other = (
+        pcjax.residual_mlp([9, 16, 16, 4], jnp.tanh, parametrisation=parametrisation)
+        for parametrisation in (pcjax.mupc, pcjax.depth_mup)
+    )
+    inputs = jax.random.normal(jax.random.key(1), (8, 9))
+    params = one.init(jax.random.key(0), inputs)
+    same = other.init(jax.random.key(0), inputs)
+    np.testing.assert_allclose(
+        one.apply(params, inputs), other.apply(same, inputs), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        same[1]["kernel"], np.sqrt(16 * 3) * params[1]["kernel"], rtol=1e-6
+    )
+
+
+def test_variances_of_plain_and_conv_nets():
+    inputs = jax.random.normal(jax.random.key(1), (64, 100))
+    for network, shape in (
+        (nets([100, *[256] * 10, 10], make=pcjax.mlp), (64, 100)),
+        (
+            pcjax.convnet(
+                10,
+                features=(64, 64),
+                kernel_sizes=(3, 3),
+                parametrisation=lambda place: pcjax.mupc(place),
+            ),
+            (8, 11, 11, 3),
+        ),
+    ):
+        inputs = jax.random.normal(jax.random.key(1), shape)
+        params = jax.jit(network.init)(jax.random.key(0), inputs)
+        *hidden, _ = pcjax.feedforward(network, params, inputs)
+        if len(shape) == 2:
+            for h in hidden:
+                np.testing.assert_allclose(jnp.mean(h**2), 1.0, rtol=0.35)
+        else:  # ReLU halves the mean square of each layer
+            np.testing.assert_allclose(jnp.mean(hidden[0] ** 2), 0.5, rtol=0.2)
+            np.testing.assert_allclose(jnp.mean(hidden[1] ** 2), 0.25, rtol=0.3)
+
+
+def change_of_logits(network, rate=0.01):
+    """Mean square of the change of the logits by one step of Adam on the loss."""
+    inputs = jax.random.normal(jax.random.key(1), (32, 20))
+    targets = jax.random.normal(jax.random.key(2), (32, 4))
+    params = jax.jit(network.init)(jax.random.key(0), inputs)
+    _, grads = jax.jit(pcjax.backprop.value_and_grad(network))(params, inputs, targets)
+    tx = optax.adam(rate)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    change = network.apply(moved, inputs) - network.apply(params, inputs)
+    return float(jnp.sqrt(jnp.mean(change**2)))
+
+
+def test_one_step_of_adam_changes_the_logits_alike_at_all_sizes():
+    """The coordinate check: 16-fold width and 8-fold depth change little."""
+    scaled, mupc, standard = (
+        [
+            change_of_logits(
+                pcjax.residual_mlp(
+                    [20, *[width] * (count - 1), 4],
+                    jnp.tanh,
+                    parametrisation=parametrisation,
+                )
+            )
+            for width, count in ((64, 4), (1024, 4), (64, 32))
+        ]
+        for parametrisation in (pcjax.depth_mup, pcjax.mupc, pcjax.standard)
+    )
+    assert max(scaled) / min(scaled) < 1.5
+    assert max(mupc) / min(mupc) > 2  # as sqrt(N L) in hidden layers
+    assert max(standard) / min(standard) > 2
+
+
+def test_parametrisations_are_functions_of_the_place():
+    seen = []
+
+    def watching(place):
+        seen.append(place)
+
+    pcjax.residual_mlp([3, 4, 4, 2], parametrisation=watching)
+    assert seen == [Place(index, 3, True) for index in range(3)]
+    seen.clear()
+    pcjax.mlp([3, 4, 2], parametrisation=watching)
+    assert seen == [Place(0, 2, False), Place(1, 2, False)]
+
+    def zeros_with_bias(place):
+        del place
+        return pcjax.networks.Scaling(
+            lambda key, shape, dtype: jnp.zeros(shape, dtype), lambda n: 1.0, bias=True
+        )
+
+    network = pcjax.mlp([3, 4, 2], parametrisation=zeros_with_bias)
+    params = network.init(jax.random.key(0), jnp.ones((1, 3)))
+    assert [set(theta) for theta in params] == [{"kernel", "bias"}] * 2
+    biased = tuple({**theta, "bias": theta["bias"] + 1} for theta in params)
+    np.testing.assert_array_equal(network.apply(biased, jnp.ones((1, 3))), 1)
+
+
+def test_bad_residual_nets_are_refused():
+    with pytest.raises(ValueError, match="the hidden ones all equal, got"):
+        pcjax.residual_mlp([3, 4, 5, 2])
+    for make in (pcjax.mlp, pcjax.residual_mlp):
+        with pytest.raises(TypeError, match="parametrisation must be a function"):
+            make([3, 4, 4, 2], parametrisation="mupc")
+    with pytest.raises(TypeError, match="parametrisation must be a function"):
+        pcjax.convnet(10, parametrisation="mupc")
+    with pytest.raises(TypeError, match="residual: expected a layer, got 3"):
+        pcjax.residual(3)
+    block = pcjax.Network((pcjax.residual(pcjax.dense(4)),))
+    with pytest.raises(ValueError, match="a skip needs equal shapes"):
+        block.init(jax.random.key(0), jnp.ones((1, 3)))

@@ -1,0 +1,262 @@
+"""Inference without a rate: Barzilai-Borwein, Newton-CG, kinks and equilibria."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pcjax
+from benchmarks import hlo
+from pcjax.inference.curvature import largest_curvature
+from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.inference.slopes import inner
+from pcjax.networks import linear
+from tests import problems, test_error_based, test_graphs
+
+F64 = {"dtype": jnp.float64}
+BB = pcjax.barzilai_borwein()
+
+
+def rest(case, method, **options):
+    """`infer_to_equilibrium`, compiled."""
+    return problems.quick_jit(
+        lambda *arrays: infer_to_equilibrium(case.network, method, *arrays, **options)
+    )(*case[1:])
+
+
+def without_biases(case):
+    """Biases of zero: biases of order 1 saturate, and make inference too easy."""
+    params = tuple({**theta, "bias": 0 * theta["bias"]} for theta in case.params)
+    return case._replace(params=params)
+
+
+def random_net(count, activation=jnp.tanh, width=32):
+    sizes = (width,) * count
+    return without_biases(problems.dense_case((*sizes, 10), activation, batch=8, **F64))
+
+
+def worst(grads, exact):
+    """The relative error of the worst layer's weights."""
+    return max(
+        np.linalg.norm(have["kernel"] - want["kernel"]) / np.linalg.norm(want["kernel"])
+        for have, want in zip(grads, exact, strict=True)
+    )
+
+
+# layers: errors of the worst layer after 5, 10, 20 and 40 passes.
+TABLE = {
+    5: (0.06, 4e-3, 2e-6, 5e-12),
+    11: (0.23, 0.08, 2e-3, 1e-5),
+    31: (2.8, 0.55, 0.16, 0.02),
+}
+
+
+@pytest.mark.parametrize("count", TABLE)
+def test_steps_without_a_rate_reach_the_equilibrium_in_tens_of_passes(x64, count):
+    case = random_net(count)
+    passes, enough = (5, 10, 20, 40), 150
+
+    def found(params, inputs, targets):
+        states = pcjax.infer(
+            case.network,
+            pcjax.error_based(enough, BB),
+            params,
+            inputs,
+            targets,
+            output=pcjax.softmax,
+            trace=lambda state: state.activities,
+        ).trace
+        chosen = jax.tree.map(lambda x: x[jnp.array([*passes, enough])], states)
+        return jax.lax.map(
+            lambda activities: pcjax.local_gradients(
+                case.network, params, activities, output=pcjax.softmax
+            ),
+            chosen,
+        )
+
+    rows = problems.quick_jit(found)(*case[1:])
+    exact = jax.tree.map(lambda g: g[-1], rows)
+    for index, bound in enumerate(TABLE[count]):
+        row = jax.tree.map(lambda g, i=index: g[i], rows)
+        assert worst(row, exact) <= 1.5 * bound
+    bp = pcjax.backprop.value_and_grad(case.network, output=pcjax.softmax)
+    _, others = problems.quick_jit(bp)(*case[1:])
+    cosine = min(
+        np.cos(problems.angle(*pair)) for pair in zip(exact, others, strict=True)
+    )
+    assert cosine < 0.9  # what it goes to is not backprop
+
+
+def hand_rolled(case, num_steps, kind):
+    """The rule by autodiff of `E(e)` or `F(h)`."""
+    hidden = pcjax.feedforward(*case[:3])[:-1]
+
+    def energy(place):
+        if kind is pcjax.error_based:
+            return test_error_based.energy_of_errors(case, place, pcjax.softmax)
+        activities = (case.inputs, *place, case.targets)
+        return jnp.sum(pcjax.free_energy(*case[:2], activities, output=pcjax.softmax))
+
+    slope = problems.quick_jit(jax.grad(energy))
+    along = problems.quick_jit(lambda v, d: jax.jvp(jax.grad(energy), (v,), (d,))[1])
+    place = [0 * h for h in hidden] if kind is pcjax.error_based else list(hidden)
+    step = moves = old = None
+    for _ in range(num_steps):
+        slopes = slope(place)
+        if step is None:
+            step = inner(slopes, slopes) / inner(slopes, along(place, slopes))
+        else:
+            change = [new - was for new, was in zip(slopes, old, strict=True)]
+            product = inner(moves, change)
+            ratio = product / inner(change, change)
+            step = np.where(product > 0, ratio, step / 2)
+        step = np.clip(step, 1e-4, 1.0)
+        moves = [-step[:, None] * g for g in slopes]
+        place = [v + d for v, d in zip(place, moves, strict=True)]
+        old = slopes
+    return place
+
+
+@pytest.mark.parametrize("kind", [pcjax.error_based, pcjax.simultaneous])
+def test_iterations_are_those_of_the_rule(x64, kind):
+    case = problems.dense_case(**F64)
+    method = kind(6, BB)
+    state = pcjax.infer(case.network, method, *case[1:], output=pcjax.softmax).state
+    have = state.errors[:-1] if kind is pcjax.error_based else state.activities[1:-1]
+    test_graphs.assert_close(have, hand_rolled(case, 6, kind))
+
+
+def test_linear_networks_rest_at_the_closed_form(x64):
+    case = test_error_based.linear_case()
+    exact = linear_equilibrium(case.network, *case[1:])
+    for method in (pcjax.error_based(100, BB), pcjax.simultaneous(1000, BB)):
+        found = rest(case, method, tolerance=1e-11)
+        assert found.converged.all()
+        assert not found.kinks.any()
+        assert (found.num_steps < method.num_steps).all()
+        np.testing.assert_array_equal(found.passes, found.num_steps + 2)
+        np.testing.assert_allclose(found.energy, exact.energy, rtol=1e-10)
+        np.testing.assert_allclose(found.initial_energy, exact.initial_energy)
+        hidden = (x.state.activities[1:-1] for x in (found, exact))
+        problems.assert_trees_close(*hidden, rtol=1e-9, atol=1e-10)
+    assert (exact.energy < exact.initial_energy).all()
+
+
+@pytest.mark.parametrize("graph", ["chain", "residual"])
+def test_newton_goes_on_with_what_has_not_converged(x64, graph):
+    case = test_graphs.case_of(graph, **F64)
+    options = {"output": pcjax.softmax, "gamma": 0.7, "tolerance": 1e-10}
+    few = pcjax.error_based(2, BB)
+    left = rest(case, few, **options)
+    assert not left.converged.any()
+    fallback = pcjax.newton_cg(20)
+    found = rest(case, few, fallback=fallback, **options)
+    assert found.converged.all()
+    assert (found.passes > left.passes).all()
+    assert (found.energy < left.energy).all()
+    known = rest(case, pcjax.error_based(300, BB), **options)
+    hidden = (x.state.activities[1:-1] for x in (found, known))
+    problems.assert_trees_close(*hidden, rtol=1e-8, atol=1e-8)
+
+
+def test_fallback_leaves_those_that_have_converged(x64):
+    case = problems.dense_case((6, 7, 5), linear, **F64)
+    found = rest(
+        case,
+        pcjax.error_based(100, BB),
+        tolerance=1e-9,
+        fallback=pcjax.newton_cg(),
+    )
+    np.testing.assert_array_equal(found.passes, found.num_steps + 2)
+
+
+def test_kinks_are_told_from_too_few_passes(x64):
+    relu, smooth = (random_net(5, f) for f in (jax.nn.relu, jnp.tanh))
+    scaled = jax.tree.map(lambda w: 1.4 * w, relu.params)
+    relu = relu._replace(params=scaled, targets=3 * relu.targets)
+    at_kinks = rest(relu, pcjax.error_based(300, BB), tolerance=1e-9)
+    assert at_kinks.kinks.any()
+    assert not (at_kinks.kinks & at_kinks.converged).any()
+    too_few = rest(smooth, pcjax.error_based(4, BB), tolerance=1e-9)
+    assert not too_few.converged.any()
+    assert not too_few.kinks.any()
+
+
+def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
+    case = problems.dense_case(**F64)
+    options = {"output": pcjax.softmax, "gamma": 0.7}
+    method = pcjax.error_based(200, BB)
+    grad_fn = pcjax.at_equilibrium.value_and_grad(
+        case.network, method, tolerance=1e-9, **options
+    )
+    (energy, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    rest = info.equilibrium
+    assert rest.converged.all()
+    known = rest(case, method, tolerance=1e-9, **options)
+    problems.assert_trees_close(rest, known, rtol=1e-7, atol=1e-8)
+    want = pcjax.local_gradients(*case[:2], known.state.activities, **options)
+    problems.assert_trees_close(grads, want, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(energy, known.energy.mean(), rtol=1e-9)
+    few = pcjax.at_equilibrium.value_and_grad(
+        case.network, pcjax.error_based(2, BB), tolerance=1e-9, **options
+    )
+    assert not few(*case[1:])[0][1].equilibrium.converged.any()
+
+
+@pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
+def test_iterations_make_the_products_of_any_other(product_dtype):
+    network = pcjax.mlp([48, 40, 36, 44, 10], product_dtype=product_dtype)
+    inputs, targets = jnp.ones((16, 48)), jnp.ones((16, 10)) / 10
+    params = network.init(jax.random.key(0), inputs)
+
+    def count(num_steps):
+        grad_fn = pcjax.value_and_grad(network, pcjax.error_based(num_steps, BB))
+        lowered = problems.quick_jit(grad_fn).lower(params, inputs, targets)
+        return hlo.count(lowered.compile()).dots
+
+    first, third = count(3), count(5)
+    assert third - first == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("name", ["tanh", "conv", "linen", "nnx"])
+def test_curvature_is_the_largest_eigenvalue_of_the_hessian(x64, name):
+    case = problems.network_case(name, **F64)
+    errors = [0 * h for h in pcjax.feedforward(*case[:3])[:-1]]
+
+    def energy(errors):
+        return test_error_based.energy_of_errors(case, errors, pcjax.softmax)
+
+    flat, shape = jax.flatten_util.ravel_pytree([e[:1] for e in errors])
+
+    def of_first(flat):
+        parts = [
+            jnp.concatenate([part, e[1:]])
+            for part, e in zip(shape(flat), errors, strict=True)
+        ]
+        return energy(parts)
+
+    exact = np.linalg.eigvalsh(problems.quick_jit(jax.hessian(of_first))(flat))[-1]
+    found = largest_curvature(
+        case.network,
+        pcjax.error_based(1, 0.0),
+        *case[1:],
+        output=pcjax.softmax,
+        num_products=min(40, flat.size),
+    )
+    np.testing.assert_allclose(found[0], exact, rtol=1e-6)
+
+
+def test_bad_rules_are_refused():
+    case = problems.dense_case()
+    with pytest.raises(ValueError, match="expected 0 < smallest <= largest"):
+        pcjax.barzilai_borwein(smallest=2.0)
+    with pytest.raises(TypeError, match="step_size must hold real numbers, got Barzil"):
+        pcjax.sequential(3, BB)
+    with pytest.raises(ValueError, match="num_steps must be an int >= 1, got 0"):
+        pcjax.error_based(0, BB)
+    with pytest.raises(ValueError, match="cg_steps must be an int >= 1, got 0"):
+        pcjax.newton_cg(cg_steps=0)
+    with pytest.raises(ValueError, match="num_products must be an int >= 1"):
+        largest_curvature(
+            case.network, pcjax.error_based(1, 0.1), *case[1:], num_products=0
+        )
