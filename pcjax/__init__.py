@@ -95,6 +95,7 @@ from pcjax.training import diagnosis, evaluation, measures, sharding
 # Modules that once were files of pcjax itself are found under that name, too, as in
 # `from pcjax.finite import guard`.
 for _module in (
+    at_equilibrium,
     backprop,
     diagnosis,
     equilibrium,
@@ -102,6 +103,7 @@ for _module in (
     finite,
     kernel,
     layers,
+    measures,
     modules,
     newton,
     normalised,
