@@ -262,16 +262,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                         **styles[name],
                     )
                 panel.set(xscale="log", title=f"{net}, {rule}")
-                ticks = sorted(
-                    {
-                        x
-                        for row in results["rates"].values()
-                        for xs in row.values()
-                        for x in xs
-                    }
-                )
-                panel.set_xticks(ticks, [f"{rate:.1g}" for rate in ticks])
-                panel.set_xticks([], minor=True)
+                panel.xaxis.set_minor_formatter("")
         for panel in panels[-1]:
             panel.set_xlabel("learning rate")
         for panel in panels[:, 0]:

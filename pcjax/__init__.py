@@ -88,7 +88,14 @@ from pcjax.networks import (
     standard,
     vgg,
 )
-from pcjax.optimizers import ScaleByMQState, finite, mq, normalised, scale_by_mq
+from pcjax.optimizers import (
+    ScaleByMQState,
+    finite,
+    first_gradient,
+    mq,
+    normalised,
+    scale_by_mq,
+)
 from pcjax.theory import newton, proximal, theorem1
 from pcjax.training import diagnosis, evaluation, measures, sharding
 
@@ -153,6 +160,7 @@ __all__ = [
     "evaluation",
     "feedforward",
     "finite",
+    "first_gradient",
     "forward_update",
     "free_energy",
     "free_energy_per_layer",
