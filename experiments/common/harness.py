@@ -104,7 +104,8 @@ def execute(experiment: Experiment, config: Any) -> dict:
     """
     folder = output_folder(experiment, config)
     try:
-        return _execute(experiment, config, folder)
+        with _quickly_compiled(config.preset == "smoke"):
+            return _execute(experiment, config, folder)
     except KeyboardInterrupt:
         interrupted(folder)
     except NonFiniteError as error:
@@ -118,6 +119,18 @@ def execute(experiment: Experiment, config: Any) -> dict:
             f"{experiment.name}: {folder} cannot be used: {error}. Name another folder "
             "with --out."
         ) from error
+
+
+@contextmanager
+def _quickly_compiled(wished: bool) -> Iterator[None]:
+    """What runs for moments only is not worth the polish of the compiler."""
+    if wished:
+        jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        if wished:
+            jax.config.update("jax_disable_most_optimizations", False)
 
 
 def output_folder(experiment: Experiment, config: Any) -> Path:
