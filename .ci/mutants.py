@@ -25,13 +25,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The tests of a module, beside its own doctests: those that see most come first.
+# The tests of a module, beside its own doctests. `inputs:data` is that kind of the bad
+# inputs of tests/inputs.
 TESTS: dict[str, str] = {
-    "checks.py": "bad_input kinds small_numbers training",
+    "checks.py": "bad_input kinds small_numbers inputs:parts inputs:data",
     "checkpoints/checkpoints.py": "checkpoints",
     "checkpoints/leaves.py": "checkpoints",
     "checkpoints/locks.py": "checkpoints",
@@ -41,20 +42,20 @@ TESTS: dict[str, str] = {
     "inference/front.py": "graphs inference counts",
     "inference/kernel.py": "inference hooks kinds bad_input learning graphs",
     "inference/keys.py": "hooks inference",
-    "inference/methods.py": "inference hooks error_based bad_input",
-    "inference/movers.py": "inference hooks bad_input small_numbers contract",
+    "inference/methods.py": "error_based hooks inference bad_input",
+    "inference/movers.py": "inference hooks bad_input contract inputs:methods",
     "inference/origin.py": "inference error_based graphs small_numbers kinds counts",
     "inference/state.py": "inference hooks",
     "learning/backprop.py": "learning bad_input kinds",
     "learning/gradients.py": "learning bad_input kinds hooks small_numbers graphs",
     "learning/incremental.py": "learning kinds bad_input graphs",
     "networks/fitting.py": "bad_input modules kinds networks mq_layers",
-    "networks/layers.py": "networks convolve bad_input graphs",
+    "networks/layers.py": "networks convolve bad_input graphs inputs:constructors",
     "networks/modules.py": "modules kinds bad_input separate",
     "networks/near.py": "small_numbers kinds networks graphs",
-    "networks/nets.py": "networks bad_input graphs",
-    "networks/network.py": "bad_input kinds graphs networks modules",
-    "networks/outputs.py": "outputs kinds bad_input small_numbers",
+    "networks/nets.py": "networks bad_input graphs inputs:constructors",
+    "networks/network.py": "bad_input kinds graphs inputs:chains inputs:Network.init",
+    "networks/outputs.py": "outputs kinds bad_input small_numbers inputs:soft_clamp",
     "networks/separate.py": "separate",
     "networks/sums.py": "graphs small_numbers bad_input",
     "numerics/changes.py": "small_numbers inference error_based learning kinds",
@@ -63,19 +64,19 @@ TESTS: dict[str, str] = {
     "numerics/devices.py": "everywhere",
     "numerics/precision.py": "precision small_numbers",
     "numerics/reductions.py": "finite mq",
-    "optimizers/finite.py": "finite bad_input sharding",
+    "optimizers/finite.py": "finite bad_input sharding inputs:optimizers",
     "optimizers/grouping.py": "mq_layers mq bad_input",
-    "optimizers/hyper.py": "mq_starts mq mq_layers bad_input",
-    "optimizers/mq.py": "mq mq_starts mq_layers bad_input",
+    "optimizers/hyper.py": "mq_starts mq mq_layers bad_input inputs:MQ",
+    "optimizers/mq.py": "mq mq_starts mq_layers bad_input inputs:MQ",
     "optimizers/normalised.py": "proximal",
     "theory/newton.py": "proximal",
     "theory/proximal.py": "proximal",
     "theory/theorem1.py": "proximal",
-    "training/data.py": "training bad_input",
+    "training/data.py": "training bad_input inputs:data",
     "training/diagnosis.py": "finite",
-    "training/epoch.py": "training bad_input contract finite",
-    "training/evaluation.py": "training bad_input kinds",
-    "training/sharding.py": "sharding",
+    "training/epoch.py": "training bad_input contract finite inputs:data",
+    "training/evaluation.py": "training bad_input kinds inputs:data",
+    "training/sharding.py": "sharding inputs:meshes",
 }
 
 # Imported before the fork: what takes long and starts no thread.
@@ -83,7 +84,8 @@ WARM = (
     "chex flax.linen flax.nnx jax.numpy numpy optax optax.contrib "
     "orbax.checkpoint pytest"
 )
-LIMIT = 400.0  # seconds that the tests of a module may take
+BAD = "test_bad_inputs_are_refused_as_documented"
+DURATIONS = ROOT / "out" / "durations.json"
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", "__pycache__", "out", "_build", ".hypothesis"
 )
@@ -101,7 +103,7 @@ class Mutant(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a run of tests."""
 
-    code: int  # of pytest, -9 if it took too long
+    code: int  # of pytest, -9 if it took too long, as in a loop without an end
     seconds: float
     output: str
 
@@ -147,14 +149,37 @@ def mutations_of(module: str) -> list[Callable[[], Mutant]]:
 
 
 def tests_of(module: str) -> list[str]:
-    """Paths below the checkout."""
-    return [f"pcjax/{module}", *(f"tests/test_{n}.py" for n in TESTS[module].split())]
+    """What pytest is told to run, below the checkout."""
+    found = [f"pcjax/{module}"]
+    for name in TESTS[module].split():
+        kind = name.partition(":")[2]
+        bad = f"inputs/test_bad_inputs.py::{BAD}[{kind}]"
+        found.append(f"tests/{bad}" if kind else f"tests/test_{name}.py")
+    return found
 
 
 def marks_of(tests: list[str]) -> str:
-    """Faults are injected where nothing else would tell, which takes long."""
+    """Faults are injected where nothing else would tell, since that takes long."""
     stored = any("checkpoints" in test for test in tests)
-    return "not slow" if stored else "not slow and not faults"
+    return "not slow" if stored else "bad_inputs or not slow and not faults"
+
+
+class Quickest:
+    """A plugin of pytest that runs the quickest tests first, as far as it has seen."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._took = json.loads(path.read_text()) if path.is_file() else {}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items.sort(key=lambda item: self._took.get(item.nodeid, 1.0))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" and report.passed:
+            self._took[report.nodeid] = report.duration
+            own = self._path.with_suffix(f".{os.getpid()}")
+            own.write_text(json.dumps(self._took))
+            own.rename(self._path)
 
 
 def start(tree: Path, tests: list[str], log: Path) -> int:
@@ -172,7 +197,8 @@ def start(tree: Path, tests: list[str], log: Path) -> int:
         import pytest
 
         options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider"]
-        code = int(pytest.main([*options, "-m", marks_of(tests), *tests]))
+        options += ["-m", marks_of(tests), *tests]
+        code = int(pytest.main(options, plugins=[Quickest(DURATIONS)]))
         sys.stdout.flush()
         os._exit(code)
     except BaseException:
@@ -262,7 +288,7 @@ def warm(cache: Path) -> None:
 
 def killed(outcome: Outcome) -> bool:
     """Whether a test failed, or the tests did not get as far as that."""
-    return outcome.code not in (0, 5)  # 5: no test was there to run
+    return outcome.code not in (0, 5, -9)  # 5: no test was there to run
 
 
 def noticed_by(outcome: Outcome) -> str:
@@ -292,8 +318,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sample", type=int, default=150, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--skip", type=int, default=0, help="of the sample, the first")
     parser.add_argument("--only", default="", help="what module names start with")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
+    parser.add_argument(
+        "--limit", type=float, default=600.0, help="seconds for the tests of a mutant"
+    )
     parser.add_argument(
         "--trust", action="store_true", help="that the tests pass without a mutant"
     )
@@ -308,19 +338,23 @@ def main() -> None:
     ]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     count = min(options.sample, len(every))
-    sample = [make() for make in random.Random(options.seed).sample(every, count)]
+    drawn = random.Random(options.seed).sample(every, count)
+    sample = [make() for make in drawn[options.skip :]]
     print(f"{count} of {len(every)} mutants, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants") as name:
         folder = Path(name)
         warm(folder / "cache")
+        DURATIONS.parent.mkdir(exist_ok=True)
         pool = Pool(folder, options.workers)
         files = sorted({t for m in sample for t in tests_of(m.module)})
-        trials = [] if options.trust else [(None, [file], LIMIT) for file in files]
+        trials = (
+            [] if options.trust else [(None, [file], options.limit) for file in files]
+        )
         for _, [tests], outcome in pool.run(trials):
             if killed(outcome):
                 sys.exit(f"{tests} fails without a mutant:\n{outcome.output[-3000:]}")
         outcomes = []
-        jobs = [(m, tests_of(m.module), LIMIT) for m in sample]
+        jobs = [(m, tests_of(m.module), options.limit) for m in sample]
         with contextlib.suppress(KeyboardInterrupt):  # then with what there is
             for mutant, _, outcome in pool.run(jobs):
                 outcomes.append((mutant, outcome))
@@ -328,7 +362,8 @@ def main() -> None:
                 if killed(outcome):
                     print(f"{where} noticed by {noticed_by(outcome)}", flush=True)
                 else:
-                    print(f"{where} SURVIVED", *mutant.change, sep="\n", flush=True)
+                    verdict = "TOOK TOO LONG" if outcome.code < 0 else "SURVIVED"
+                    print(f"{where} {verdict}", *mutant.change, sep="\n", flush=True)
     print(table(outcomes))
     if options.json:
         rows = [m._replace(source="")._asdict() | o._asdict() for m, o in outcomes]

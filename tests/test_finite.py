@@ -457,6 +457,27 @@ def test_the_learning_clamp_is_that_of_training():
     assert diagnosis.diagnose(*arguments, **OPTIONS) is None
 
 
+def _infinite(targets, outputs, activity):
+    return jnp.full_like(targets, jnp.inf)
+
+
+@pytest.mark.parametrize(
+    ("rule", "option"),
+    [
+        ("SeqIL", {"gamma": 3e38}),
+        ("SeqIL", {"decay": 3e38}),
+        ("SeqIL", {"clamp": _infinite}),
+        ("SeqIL", {"output": pcjax.softmax._replace(link=jnp.log)}),
+        ("iPC", {"decay": 3e38}),
+    ],
+)
+def test_the_energy_is_that_of_training(rule, option):
+    params, inputs, targets = _problem()
+    options = {**OPTIONS, **_sgd(params), **option}
+    found = _diagnose(rule, params, inputs, targets, **options)
+    assert found.quantity in ("activity", "error", "gradient")
+
+
 @pytest.mark.parametrize("rule", ["BP", "SeqIL"])
 def test_an_optimizer_that_asks_for_the_loss_is_given_it(rule):
     params, inputs, targets = _problem()
