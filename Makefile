@@ -3,6 +3,8 @@
 PYTHON ?= python3
 OUT ?= out/quickstart
 WORKERS ?= 2
+SAMPLE ?= 150
+SEED ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 # file stay together, so that what they share is made and compiled once.
 TEST_ENV := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help test lint types pytest test-faults demo docs clean
+.PHONY: help test lint types pytest test-faults mutants demo docs clean
 .NOTPARALLEL:
 
 help:  ## Show this help
@@ -31,6 +33,10 @@ pytest: $(VENV)/.test  ## Run doctests and all tests in WORKERS processes
 
 test-faults: $(VENV)/.test  ## Inject every fault of docs/reliability.md and count
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m faults --all-faults
+
+mutants: $(VENV)/.mutants  ## Change SAMPLE lines drawn by SEED and count what tests notice
+	$(TEST_ENV) $(BIN)/python .ci/mutants.py --workers $(WORKERS) \
+	  --sample $(SAMPLE) --seed $(SEED) --json out/mutants.json
 
 demo: $(VENV)/.experiments  ## Compare eight methods on handwritten digits, into OUT
 	$(BIN)/python -m experiments.quickstart --out $(OUT)
@@ -64,6 +70,11 @@ $(VENV)/.experiments: pyproject.toml | $(VENV)/.created
 	@echo "Installing pcjax and its experiments into $(VENV) (minutes, the first time)"
 	$(BIN)/python -m pip install --quiet --editable ".[experiments]"
 	@touch $@
+
+$(VENV)/.mutants: pyproject.toml | $(VENV)/.created
+	@echo "Installing pcjax and what changes its lines into $(VENV) (minutes, the first time)"
+	$(BIN)/python -m pip install --quiet --editable ".[mutants]"
+	@touch $@ $(VENV)/.test $(VENV)/.experiments
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.created
 	@echo "Installing pcjax and what builds its docs into $(VENV) (minutes, the first time)"

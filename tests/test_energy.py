@@ -32,6 +32,8 @@ def _column(*values):
 # name: (what is passed, the same as a function (activities, errors) -> [L, B])
 GAMMAS = {
     "number": (0.7, lambda h, e: _column(0.7, 0.7, 0.7, 1)),
+    "none": (0, lambda h, e: _column(0, 0, 0, 1)),
+    "none of one": ([0.5, 0, 3.0], lambda h, e: _column(0.5, 0, 3, 1)),
     "integer": (2, lambda h, e: _column(2, 2, 2, 1)),
     "hidden": ([0.5, 2, 3.0], lambda h, e: _column(0.5, 2, 3, 1)),
     "all": ((0.5, 2, 3.0, 4.0), lambda h, e: _column(0.5, 2, 3, 4)),

@@ -457,6 +457,27 @@ def test_the_learning_clamp_is_that_of_training():
     assert diagnosis.diagnose(*arguments, **OPTIONS) is None
 
 
+def _infinite(targets, outputs, activity):
+    return jnp.full_like(targets, jnp.inf)
+
+
+@pytest.mark.parametrize(
+    ("rule", "option"),
+    [
+        ("SeqIL", {"gamma": 3e38}),
+        ("SeqIL", {"decay": 3e38}),
+        ("SeqIL", {"clamp": _infinite}),
+        ("SeqIL", {"output": pcjax.softmax._replace(link=jnp.log)}),
+        ("iPC", {"decay": 3e38}),
+    ],
+)
+def test_the_energy_is_that_of_training(rule, option):
+    params, inputs, targets = _problem()
+    options = {**OPTIONS, **_sgd(params), **option}
+    found = _diagnose(rule, params, inputs, targets, **options)
+    assert found.quantity in ("activity", "error", "gradient")
+
+
 @pytest.mark.parametrize("rule", ["BP", "SeqIL"])
 def test_an_optimizer_that_asks_for_the_loss_is_given_it(rule):
     params, inputs, targets = _problem()
@@ -468,3 +489,19 @@ def test_an_optimizer_that_asks_for_the_loss_is_given_it(rule):
     bad = (*state[:-1], state[-1]._replace(scale=jnp.array(jnp.nan)))
     found = _diagnose(rule, params, inputs, targets, **options, opt_state=bad)
     assert found.leaves == ("[1].scale",)
+
+
+@pytest.mark.parametrize("rule", ["SeqIL", "iPC"])
+def test_an_infinity_that_an_optimizer_starts_with_is_no_failure(rule):
+    """The best loss so far, as long as losses are only being gathered."""
+    params, inputs, targets = _problem()
+    plateau = optax.contrib.reduce_on_plateau(accumulation_size=9)
+    tx = optax.chain(optax.sgd(0.1), plateau)
+    state = tx.init(params)
+    options = {**OPTIONS, "tx": tx}
+    assert np.isinf(state[1].best_value)
+    found = _diagnose(rule, params, inputs, targets, **options, opt_state=state)
+    assert found is None
+    bad = (*state[:-1], state[-1]._replace(best_value=jnp.array(jnp.nan)))
+    found = _diagnose(rule, params, inputs, targets, **options, opt_state=bad)
+    assert found.leaves == ("[1].best_value",)

@@ -296,6 +296,20 @@ def test_the_front_of_a_chain_of_many_layers_moves_in_stages():
     assert every - 13 * 12 <= count < every - 0.8 * 13 * 12
 
 
+def test_stages_leave_out_nothing_but_zeros():
+    """Inference in a net of 12 hidden layers, by stages and with all products."""
+    case = problems.make(pcjax.mlp([3] * 14), (3,), batch=2)
+    method = pcjax.simultaneous(14, 0.3)
+    states = [
+        problems.quick_jit(lambda *arrays, m=m: pcjax.infer(case.network, m, *arrays))(
+            *case[1:]
+        ).state.activities
+        for m in (method, method._replace(delayed=False))
+    ]
+    for have, want in zip(*states, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-7)
+
+
 def test_linear_graphs_rest_at_the_closed_form(x64):
     case = case_of("residual", linear, **F64)
     oracle = Oracle(case, GRAPHS["residual"], "linear")

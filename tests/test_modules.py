@@ -300,6 +300,11 @@ def test_boxed_params_are_applied_with_and_without_their_boxes():
     _, expected = expected_fn(plain, INPUTS, targets)
     assert jax.tree.structure(grads) == jax.tree.structure(boxed)
     problems.assert_trees_close(nn.meta.unbox(grads), expected, rtol=1e-6)
+    _, unboxed = grad_fn(plain, INPUTS, targets)
+    problems.assert_trees_close(unboxed, expected, rtol=1e-6)
+    others = ({"kernel": plain[0]["kernel"]}, plain[1])
+    with pytest.raises(ValueError, match="params of another network: layer 0 has"):
+        grad_fn(others, INPUTS, targets)
 
 
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -146,3 +147,16 @@ def test_make_help_lists_every_target():
     explained = re.findall(r"^([a-z-]+):.*## \S", makefile, re.MULTILINE)
     assert sorted(explained) == sorted(targets)
     assert {"demo", "test", "docs"} <= set(targets)
+
+
+def test_every_module_has_tests_that_are_to_notice_its_mutants():
+    mutants = runpy.run_path(str(ROOT / ".ci" / "mutants.py"))
+    modules = {
+        path.relative_to(ROOT / "pcjax").as_posix()
+        for path in _modules("pcjax")
+        if path.name != "__init__.py"
+    }
+    assert set(mutants["TESTS"]) == modules
+    for module in modules:
+        for path in mutants["tests_of"](module):
+            assert (ROOT / path.partition("::")[0]).is_file(), path

@@ -213,6 +213,9 @@ def test_reconstruction_is_measured_per_pixel():
     [
         (IMAGES / 255, LABELS, TypeError, "expected uint8 images.*float64 and int64"),
         (IMAGES, LABELS * 1.0, TypeError, "integer labels, got uint8 and float64"),
+        (IMAGES.tolist(), LABELS, TypeError, "labels, got list and int64"),
+        (IMAGES, LABELS.tolist(), TypeError, "labels, got uint8 and list"),
+        (IMAGES[0, 0, 0, 0], LABELS, ValueError, r"got images of shape \(\) and"),
         (IMAGES, LABELS[:9], ValueError, r"\(50, 3, 2, 1\) and labels of shape \(9,\)"),
         (IMAGES[:0], LABELS[:0], ValueError, "at least one image"),
         (IMAGES, LABELS + 1, ValueError, r"labels must lie in \[0, 4\), got .* 1 to 4"),

@@ -70,24 +70,28 @@ def check_params(
             f"{len(params)} entries."
         )
     for index, (want, have) in enumerate(zip(expected, params, strict=True)):
-        wanted, held = (
-            {
-                jax.tree_util.keystr(path): leaf
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            }
-            for tree in (want, have)
-        )
-        want_shapes, have_shapes = (
-            {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
-            for leaves in (wanted, held)
-        )
-        if want_shapes != have_shapes:
+        wanted, held = _shapes(want), _shapes(have)
+        if wanted != held and _shapes(_unboxed(want)) != held:
             raise ValueError(
                 f"{function}: params of another network: layer {index} has parameters "
-                f"{want_shapes}, but params[{index}] holds {have_shapes}."
+                f"{wanted}, but params[{index}] holds {held}."
             )
-        for path in wanted:
-            check_float(function, f"params[{index}]{path}", held[path])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(have):
+            name = f"params[{index}]{jax.tree_util.keystr(path)}"
+            check_float(function, name, leaf)
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): tuple(np.shape(leaf)) for path, leaf in leaves}
+
+
+def _unboxed(tree: Params) -> Params:
+    """Shapes without the boxes (`nn.Partitioned`) that layers of linen can spare."""
+    from flax.core import meta  # takes a while, and few need it
+
+    return jax.eval_shape(meta.unbox, tree)
 
 
 def check_batch(

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from pcjax.checks import check_parts
+from pcjax.numerics.devices import varying_as
 from pcjax.numerics.reductions import on_one_cpu, sum_magnitudes
 
 OnNonFinite = Literal["stop", "skip"]
@@ -108,7 +109,8 @@ def guard(
         # Three arrays, as the state may be donated.
         count, refused, first = (jnp.array(n, jnp.int32) for n in (0, 0, -1))
         state = GuardState(inner.init(params), count, refused, first)
-        return _varying_as(params, state)
+        # Whether a step is taken differs between devices, and with it all of the state.
+        return varying_as(params, state)
 
     def judge(gradients, state):
         """Whether to take the step, and the state of the guard after it."""
@@ -231,26 +233,6 @@ def _if(take: jax.Array, function: Callable, *carry: Any) -> tuple[Any, ...]:
 
     loop.defjvp(lambda primals, tangents: jax.jvp(conditional, primals, tangents))
     return loop(take, captured, carry)
-
-
-def _varying_as(params: Any, state: Any) -> Any:
-    """The state, of one kind per device under `jax.shard_map` if the parameters are.
-
-    Whether a step is taken differs between devices then, and with it all of the state.
-    """
-
-    def axes(x):
-        kind = jax.typeof(x)  # older versions of jax have the axes in itself
-        kind = getattr(kind, "manual_axis_type", kind)
-        return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
-
-    wanted = frozenset().union(*map(axes, jax.tree.leaves(params)))
-
-    def cast(x):
-        missing = tuple(wanted - axes(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(cast, state) if wanted else state
 
 
 def _choose(take: jax.Array, new: Any, old: Any) -> Any:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pcjax.numerics.devices import varying_as
 from pcjax.optimizers.grouping import Group, GroupFn, StackedFn, group, mean_magnitudes
 from pcjax.optimizers.hyper import (
     KeepsNumbers,
@@ -178,7 +179,7 @@ def scale_by_mq(
         else:
             v = alpha if start is None else per_layer("start", start, layers, dtype)
         # A copy: the state may be donated, the caller's learning rates may not.
-        return ScaleByMQState(count, jnp.array(v))
+        return ScaleByMQState(count, varying_as(params, jnp.array(v)))
 
     def update_fn(
         updates: optax.Updates,

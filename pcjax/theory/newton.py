@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from pcjax.checks import check_non_negative
+from pcjax.numerics.devices import varying_as
 from pcjax.theory.proximal import (
     LossFn,
     Step,
@@ -53,7 +54,7 @@ def newton_step(
     check_non_negative(name, "tolerance", tolerance)
     loss_fn = scalar_loss(name, loss_fn)
     flat, unravel = ravel_pytree(params)
-    beta = positive_or_nan(beta, flat.dtype)
+    beta = varying_as(flat, positive_or_nan(beta, flat.dtype))
     grad, hessian_vector = jax.linearize(jax.grad(lambda x: loss_fn(unravel(x))), flat)
 
     def damped(vector):

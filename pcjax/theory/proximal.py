@@ -24,6 +24,7 @@ from jax.flatten_util import ravel_pytree
 from pcjax.checks import check_non_negative
 from pcjax.networks.network import Network, Params, check_batch
 from pcjax.networks.outputs import Output, identity
+from pcjax.numerics.devices import varying_as
 
 LossFn = Callable[[Any], jax.Array]
 
@@ -96,7 +97,8 @@ def proximal_step(
     Minimises `beta Prox_beta` from `theta' = theta` by optax's L-BFGS; no Hessian is
     formed. The residual is `||theta' - theta + beta grad L(theta')||`. Where L has
     kinks (ReLU), a minimiser often lies on one; the equation then has no solution
-    there and the residual stays.
+    there and the residual stays. Under `jax.shard_map` optax's line search asks for
+    `check_vma=False`.
 
     >>> step = proximal_step(lambda theta: theta**2 / 2, jnp.array(3.0), beta=0.5)
     >>> round(float(step.update), 5)  # 3 / (1 + 0.5) - 3
@@ -200,6 +202,7 @@ def mean_over_examples(
         return jax.tree.map(lambda a, b: a + b / count, total, found.update), found[1:]
 
     zeros = jax.tree.map(jnp.zeros_like, tuple(params))
+    zeros = varying_as((params, inputs, targets), zeros)
     update, reports = jax.lax.scan(add, zeros, (inputs, targets))
     return Step(update, *reports)
 

@@ -153,7 +153,7 @@ def _watched(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         new, inner_state = inner.update(updates, state.inner_state, params, **extra)
         finite = (
             jax.tree.map(fits, updates),
-            jax.tree.map(all_finite, inner_state),
+            jax.tree.map(_finite_or_kept, inner_state, state.inner_state),
             jax.tree.map(all_finite, new),
         )
         starts = (state.first < 0) & ~jnp.all(jnp.array(jax.tree.leaves(finite)))
@@ -213,7 +213,7 @@ def _in_step(tx, grads, opt_state, params, loss):
     updates, state = update(grads, opt_state, params, value=loss)
     new = optax.apply_updates(params, updates)
     return (
-        _find("optimizer state", state)
+        _find("optimizer state", jax.tree.map(_finite_or_kept, state, opt_state))
         or _find("update", updates)
         or _find("new parameter", new)
     )
@@ -237,6 +237,13 @@ def _find(quantity: str, tree: Any) -> NonFinite | None:
     layers = sorted({path[0].idx for path in paths}) if quantity in _OF_LAYERS else ()
     names = tuple(jax.tree_util.keystr(path) for path in paths)
     return NonFinite(quantity, tuple(layers), None, names)
+
+
+def _finite_or_kept(leaf: jax.Array, before: jax.Array) -> jax.Array:
+    """Whether all is finite but for infinities that an optimizer starts with."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.array(True)
+    return jnp.all(jnp.isfinite(leaf) | (leaf == before))
 
 
 def all_finite(leaf: jax.Array) -> jax.Array:

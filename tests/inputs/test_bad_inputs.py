@@ -32,6 +32,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.bad_inputs
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)

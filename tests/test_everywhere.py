@@ -1,0 +1,289 @@
+"""Public functions in every place: with NumPy arrays un-jitted, and under transforms.
+
+Each is called once as it stands with arrays of NumPy, and traced in one program under
+`jit`, `remat`, `scan`, `vmap` and `shard_map`; the results must agree.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+import pcjax
+from pcjax import (
+    backprop,
+    evaluation,
+    finite,
+    newton,
+    normalised,
+    proximal,
+    theorem1,
+    training,
+)
+from pcjax.inference import equilibrium
+from pcjax.optimizers import first_gradient
+from tests import problems
+from tests.test_docs import _public
+
+NETWORK = pcjax.mlp([3, 4, 2], jnp.tanh)
+LINEAR = pcjax.mlp([3, 4, 2], activation=pcjax.networks.linear)
+CASE = problems.make(NETWORK, (3,), batch=4)
+SOFT = {"output": pcjax.softmax, "clamp": pcjax.soft_clamp(0.1)}
+METHOD = pcjax.sequential(2, 0.1)
+GRAPH = problems.make(
+    pcjax.Network(
+        (
+            pcjax.dense(4, jnp.tanh),
+            pcjax.dense(4),
+            pcjax.add(pcjax.from_linen(nn.Dense(4)), pcjax.skip()),
+            pcjax.from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs)),
+        ),
+        reads=((0,), (1,), (2, 1), (3,)),
+    ),
+    (3,),
+)
+IMAGES_NET = problems.make(
+    pcjax.Network(
+        (
+            pcjax.conv(3, (1, 1), (1, 1)),
+            *pcjax.convnet(2, features=(2,), kernel_sizes=(2,)).layers,
+        )
+    ),
+    (3, 3, 2),
+)
+CODER = problems.make(pcjax.autoencoder([6, 3, 6]), (6,))
+IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3) * 20
+LABELS = np.array([0, 1, 1, 0])
+
+
+def energies(params, inputs, targets):
+    activities = pcjax.feedforward(NETWORK, params, inputs)
+    states = (inputs, *activities[:-1], targets)
+    functions = (
+        pcjax.free_energy,
+        pcjax.free_energy_per_layer,
+        pcjax.prediction_errors,
+        pcjax.local_gradients,
+    )
+    return [function(NETWORK, params, states) for function in functions]
+
+
+def inference(*arrays):
+    start = [jnp.zeros((4, 4))]
+    return (
+        pcjax.infer(NETWORK, METHOD, *arrays, trace=lambda s: s.errors, **SOFT),
+        pcjax.infer(NETWORK, pcjax.simultaneous(2, 0.1), *arrays, hidden=start),
+        pcjax.infer(NETWORK, pcjax.error_based(2, optimizer=optax.adam(0.1)), *arrays),
+    )
+
+
+def equilibria(*arrays):
+    return (
+        equilibrium.infer_to_equilibrium(
+            NETWORK, METHOD._replace(num_steps=5), *arrays, tolerance=1e-2
+        ),
+        equilibrium.linear_equilibrium(LINEAR, *arrays, clamp_gamma=0.1),
+    )
+
+
+def gradients(*arrays):
+    learn = pcjax.value_and_grad(
+        NETWORK, METHOD, learning_clamp=pcjax.full_clamp, **SOFT
+    )
+    return (
+        learn(*arrays),
+        backprop.value_and_grad(NETWORK)(*arrays),
+        normalised.normalise(NETWORK, learn)(*arrays)[1],
+    )
+
+
+def layers_of_all_kinds(_, inputs, targets):
+    images = jnp.tile(inputs[:, :, None, None], (1, 1, 3, 2))
+    flat = jnp.concatenate([inputs, inputs], 1)
+    return (
+        pcjax.value_and_grad(GRAPH.network, METHOD)(GRAPH.params, inputs, targets),
+        pcjax.feedforward(*IMAGES_NET[:2], images),
+        pcjax.feedforward(*CODER[:2], flat),
+    )
+
+
+def steps(params, inputs, targets):
+    """Training iterations of optimizers with states of all kinds."""
+    tx = finite.guard(pcjax.mq(1e-2, start=first_gradient))
+    update = training.make_update(pcjax.value_and_grad(NETWORK, METHOD), tx)
+    found = update(params, tx.init(params), inputs, targets)
+    tx = optax.chain(pcjax.scale_by_mq(1e-2), optax.scale(-1.0))
+    update = pcjax.incremental(NETWORK, METHOD, tx)
+    return found, update(params, tx.init(params), inputs, targets)
+
+
+def epochs(params, inputs, targets):
+    data = training.Data(IMAGES, LABELS)
+    prepare = training.classification(2)
+    tx = pcjax.mq(1e-2)
+    update = training.make_update(backprop.value_and_grad(NETWORK), tx)
+    state = training.init_state(NETWORK, tx, jax.random.key(0), inputs)
+    state = state._replace(params=params, opt_state=tx.init(params))
+    state, metrics = training.make_epoch(update, prepare, 2)(state, data)
+    measure = evaluation.classification_measures(pcjax.softmax)
+    evaluate = evaluation.make_evaluation(NETWORK, prepare, measure, batch_size=3)
+    per_pixel = evaluation.reconstruction_measures(pcjax.identity)
+    return (
+        state._replace(key=None),
+        metrics,
+        training.rows(data, training.epoch_batches(jax.random.key(1), 0, 4, 2)[0]),
+        training.reconstruction()(IMAGES, LABELS),
+        per_pixel(NETWORK.apply(params, inputs), targets, LABELS),
+        evaluate(params, data),
+    )
+
+
+def newton_steps(params, inputs, targets):
+    loss = proximal.example_loss(NETWORK, inputs[:1], targets[:1])
+    solve = partial(newton.newton_step, beta=0.1, tolerance=1e-3, max_steps=3)
+    step = solve(loss, params)
+    return (
+        step,
+        proximal.mean_over_examples(solve, NETWORK, params, inputs, targets),
+        proximal.proximal_objective(loss, params, step.update, 0.1),
+        proximal.compare(params, step.update),
+    )
+
+
+def implicit_step(params, inputs, targets):
+    loss = proximal.batch_loss(NETWORK, inputs, targets)
+    return proximal.proximal_step(loss, params, 0.1, tolerance=1e-3, max_steps=3)
+
+
+def theorem(params, inputs, targets):
+    size = normalised.normalised_step_size
+    states = (inputs, *pcjax.feedforward(NETWORK, params, inputs)[:-1], targets)
+    errors = pcjax.prediction_errors(NETWORK, params, states)
+    found = []
+    for make in (
+        theorem1.theorem1_weights,
+        theorem1.lemma1_weights,
+        theorem1.proximal_weights,
+    ):
+        weights = make(NETWORK, size, 0.5)
+        found += [weights.gamma(states, errors), weights.decay(states, errors)]
+    update = theorem1.inference_step(NETWORK, params, states, size)
+    one = [h[:1] for h in states]
+    norms = normalised.squared_norms(NETWORK, states)
+    scale = normalised.scale_by_squared_norms()
+    gamma = normalised.normalised_weights(NETWORK)
+    return (
+        found,
+        theorem1.limit_gap(NETWORK, params, update, one),
+        pcjax.infer(NETWORK, METHOD, params, inputs, targets, **weights._asdict()),
+        pcjax.local_gradients(NETWORK, params, states, gamma=gamma),
+        scale.update(update, scale.init(params), squared_norms=norms),
+    )
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        energies,
+        inference,
+        equilibria,
+        gradients,
+        layers_of_all_kinds,
+        steps,
+        epochs,
+        newton_steps,
+        implicit_step,
+        theorem,
+    )
+}
+# All places are traced, which is where most fail; these are compiled, too.
+COMPILED = {"vmap", "shard_map"}
+LONG = {"implicit_step"}  # not even these
+# They look at numbers, at several inputs of their own or at devices.
+ON_THE_HOST = {
+    "check_separate",
+    "device_data",
+    "diagnose",
+    "layer_names",
+    "make_mesh",
+    "place_batch",
+    "place_data",
+    "place_state",
+    "raise_if_refused",
+    "replicated",
+    "split_batches",
+    "split_features",
+    "state_shardings",
+}
+
+
+def test_every_public_function_is_called_here():
+    text = inspect.getsource(inspect.getmodule(energies))
+    called = text[text.index("\nNETWORK = ") : text.index("\nON_THE_HOST = ")]
+    names = {
+        name.rpartition(".")[2]
+        for name, value in _public().items()
+        if inspect.isfunction(value)
+    }
+    missing = {
+        name
+        for name in names - ON_THE_HOST
+        if not re.search(rf"\b{name}\b(?!:)", called)
+    }
+    assert not missing, "call them in one of the functions above"
+
+
+def places(call, arrays) -> Iterator[tuple[str, Any]]:
+    """The results of `call` in every place, a leading axis of 1 taken off."""
+    stacked = jax.tree.map(lambda x: x[None], arrays)
+    yield "jit", call(*arrays)
+    yield "remat", jax.checkpoint(call)(*arrays)
+
+    def on_device(*stacked):
+        found = call(*jax.tree.map(lambda x: x[0], stacked))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], found)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("seeds",))
+    spec = P("seeds")
+    mapped = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=call is not implicit_step,  # optax's line search fails it
+    )
+    for name, found in (
+        ("vmap", jax.vmap(call)(*stacked)),
+        ("scan", jax.lax.scan(lambda _, xs: (None, call(*xs)), None, stacked)[1]),
+        ("shard_map", mapped(*stacked)),
+    ):
+        yield name, jax.tree.map(lambda x: x[0], found)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_public_functions_agree_in_every_place(name):
+    call = CALLS[name]
+    arrays = tuple(CASE[1:])
+    plain = call(*jax.tree.map(np.asarray, arrays))
+
+    def everywhere(*arrays):
+        found = dict(places(call, arrays))
+        return {key: found[key] for key in COMPILED if name not in LONG}
+
+    compiled = problems.quick_jit(everywhere)(*arrays)
+    for place, found in compiled.items():
+        assert jax.tree.structure(found) == jax.tree.structure(plain), place
+        for have, want in zip(*map(jax.tree.leaves, (found, plain)), strict=True):
+            np.testing.assert_allclose(
+                have, want, rtol=2e-4, atol=1e-5, err_msg=f"{name} under {place}"
+            )
