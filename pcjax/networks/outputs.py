@@ -116,7 +116,8 @@ def soft_clamp(gamma: Any) -> Clamp:
     """The output activity lies between target and prediction (eq. 3).
 
     `h_L = (y + gamma sigma(p_L)) / (1 + gamma)`; `gamma = 0` is the full clamp.
-    The authors train with 1/100.
+    The authors train with 1/100. `soft_clamp(1 / beta)` is the nudging of equilibrium
+    propagation, `free_nudge(beta)`.
 
     Args:
       gamma: a number >= 0, possibly traced.
