@@ -28,6 +28,9 @@ from pcjax.networks.network import (
     explain,
 )
 from pcjax.networks.outputs import Output, identity, widened
+from pcjax.numerics.weights import is_zero as is_zero
+from pcjax.numerics.weights import scaled
+from pcjax.numerics.weights import weigh as weigh
 
 # A number, one value per layer, [layers, B], one per feature of a layer, or a function
 # (activities, errors) -> one of these, called at every inference iteration; it may have
@@ -167,10 +170,10 @@ def energy_terms(
         term = 0.5 * _weighted_norm(gamma, e)
         if not is_zero(decay):
             values = network.activation(index)(h)
-            term += 0.5 * _scaled(decay, _squared_norm(values))
+            term += 0.5 * _weighted_norm(decay, values)
         terms.append(term)
     loss = output.loss(*widened(predictions[-1], activities[-1]))
-    return jnp.stack([*terms, _scaled(gammas[-1], loss)])
+    return jnp.stack([*terms, scaled(gammas[-1], loss)])
 
 
 def error_weights(
@@ -229,35 +232,13 @@ def call_at(name: str, hook: Callable, t: Any, *args: Any, **others: Any) -> Any
     return hook(*args, t=t)
 
 
-def weigh(weight: jax.Array | float, values: jax.Array) -> jax.Array:
-    """`weight * values`: a number, one per example [B], or one per feature."""
-    if jnp.ndim(weight) == 1:
-        weight = jnp.reshape(weight, (-1,) + (1,) * (values.ndim - 1))
-    return _scaled(weight, values)
-
-
-def is_zero(weight: jax.Array | float) -> bool:
-    """Whether the weight is the number 0 at trace time, its term then absent."""
-    return isinstance(weight, int | float) and weight == 0
-
-
-def _scaled(weight: jax.Array | float, values: jax.Array) -> jax.Array:
-    if isinstance(weight, int | float) and weight == 1:
-        return values
-    return jnp.asarray(weight, values.dtype) * values
-
-
-def _squared_norm(values: jax.Array) -> jax.Array:
-    (values,) = widened(values)
-    return jnp.sum(values**2, axis=range(1, values.ndim))
-
-
 def _weighted_norm(weight: jax.Array | float, values: jax.Array) -> jax.Array:
     """`weight * ||values||^2`, [B], or the sum with a weight per feature."""
-    if jnp.ndim(weight) < 2:
-        return _scaled(weight, _squared_norm(values))
     (values,) = widened(values)
-    return jnp.sum(_scaled(weight, values**2), axis=range(1, values.ndim))
+    axes = range(1, values.ndim)
+    if jnp.ndim(weight) < 2:
+        return scaled(weight, jnp.sum(values**2, axis=axes))
+    return jnp.sum(scaled(weight, values**2), axis=axes)
 
 
 def _is_scalar(value: Weights) -> bool:

@@ -1,5 +1,7 @@
 """Priors, masks, held activities and both directions against closed forms."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,13 +89,9 @@ def test_held_latents_stay_under_any_method(x64):
     mask = jnp.asarray(rng.random((4, 3)) < 0.5)
     methods = (METHOD, pcjax.simultaneous(3, 0.1), pcjax.langevin(3, 0.1))
     for method in methods:
-        state = pcjax.infer(
-            NETWORK,
-            pcjax.held(method, (True, mask)),
-            params,
-            inputs64(),
-            targets,
-            hidden=hidden,
+        run = partial(pcjax.infer, NETWORK, pcjax.held(method, (True, mask)))
+        state = problems.quick_jit(run)(
+            params, inputs64(), targets, hidden=hidden
         ).state
         np.testing.assert_allclose(state.activities[1], hidden[0], atol=1e-14)
         moved = np.abs(state.activities[2] - hidden[1]) > 1e-12
@@ -126,7 +124,7 @@ def test_two_priors_of_a_graph(x64):
     )
     network = pcjax.Network(layers, reads=((0,), (0,), (1, 2)))
     case = problems.make(network, (0,), batch=3, dtype=jnp.float64)
-    (_, mu, (a, b)), gamma = case.params, (2.0, 0.5, 4.0)
+    (_, mu, (a, b)), gamma = jax.tree.map(np.asarray, case.params), (2.0, 0.5, 4.0)
     loadings = np.concatenate([a["kernel"], b["kernel"]])
     mean = np.array([1.0, -1.0, float(mu["mean"][0])])
     spread = np.diag([1 / 2, 1 / 2, 1 / 0.5])

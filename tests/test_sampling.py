@@ -195,12 +195,11 @@ def test_training_with_samples_has_that_gradient(x64):
 def test_averaged_gradients_are_those_along_one_chain(x64):
     params, targets = gaussian.arrays()
     inputs, key = pcjax.no_inputs(4, jnp.float64), jax.random.key(3)
-    chain = problems.quick_jit(
-        pcjax.value_and_grad(NETWORK, pcjax.langevin(3, 0.05), gamma=GAMMA)
-    )
+    chain = pcjax.value_and_grad(NETWORK, pcjax.langevin(3, 0.05), gamma=GAMMA)
     descent = pcjax.value_and_grad(NETWORK, pcjax.sequential(5, 0.1), gamma=GAMMA)
     mcpc = pcjax.averaged(chain, 3, warm_up=descent)
-    (energy, info), grads = mcpc(params, inputs, targets, key=key)
+    (energy, info), grads = problems.quick_jit(mcpc)(params, inputs, targets, key=key)
+    chain, descent = (problems.quick_jit(f) for f in (chain, descent))
     hidden, rows = descent(params, inputs, targets)[0][1].state.activities[1:-1], []
     for index in range(3):
         own = jax.random.fold_in(key, index)
@@ -413,7 +412,7 @@ def _grad_fn(*args, **options):
 def _gradients(grad_fn):
     inputs = pcjax.no_inputs(4)
     params = NETWORK.init(jax.random.key(0), inputs)
-    return grad_fn(params, inputs, jnp.ones((4, 5)))
+    return jax.eval_shape(grad_fn, params, inputs, jnp.ones((4, 5)))
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -68,8 +68,8 @@ SMOKE = Size(
     num_steps=5,
     batch_size=50,
     chain=50,
-    stored=(10, 20),
-    memory=(16, 32),
+    stored=(20,),
+    memory=(8, 16),
     iterations=50,
     memory_steps=2,
 )

@@ -124,14 +124,14 @@ def samples(
 ) -> dict[str, Any]:
     """Draws from the prior, and Langevin samples given nothing or the upper half."""
     inputs = pcjax.no_inputs(2 * SHOWN)
-    *_, drawn = pcjax.ancestral(
+    *_, logits = pcjax.ancestral(
         decoder.network,
         decoder.params,
         inputs,
         key=jax.random.key(1),
         gamma=decoder.gamma,
     )
-    drawn = np.asarray(drawn)
+    drawn = np.asarray(logits)
     nothing = np.zeros((SHOWN, test.shape[1]), bool)
     free = models.sample(
         decoder, test[:SHOWN], nothing, jax.random.key(2), num_steps=num_steps

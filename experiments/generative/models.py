@@ -1,7 +1,7 @@
 """Decoders: how they are trained, and the most probable latents of images."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +11,12 @@ import optax
 
 import pcjax
 from pcjax import training
+from pcjax.learning.sampled import state_of
 
 OUTPUT = pcjax.masked(pcjax.identity)
 LEARNING_RATE = 2e-3
 MOVES = optax.adam(0.05)  # of the activities: no step size to be tuned
-INFERENCE_STEPS = 150  # of images that are looked at
+INFERENCE_STEPS = 100  # of images that are looked at
 
 
 class Decoder(NamedTuple):
@@ -34,9 +35,12 @@ class Decoder(NamedTuple):
 
 def make(sizes: Sequence[int], key: jax.Array) -> Decoder:
     """A decoder with random weights; errors of .1 are normal below the prior's."""
-    network = pcjax.decoder(sizes)
+    network = _network(tuple(sizes))
     params = network.init(key, pcjax.no_inputs(1))
     return Decoder(network, params, (1.0, *[100.0] * (len(sizes) - 1)))
+
+
+_network = lru_cache(pcjax.decoder)  # what is the same is compiled for once
 
 
 def train(
@@ -55,29 +59,40 @@ def train(
     """
     seen = np.ones(targets.shape, bool) if masks is None else masks
     known = pcjax.observed(jnp.asarray(targets), jnp.asarray(seen))
-    # The bias starts at the mean image, as the prior starts at the origin.
-    last = decoder.params[-1] | {"bias": jnp.nanmean(known, axis=0)}
-    params = (*decoder.params[:-1], last)
-    grad_fn = pcjax.value_and_grad(
-        decoder.network,
-        pcjax.sequential(num_steps, optimizer=MOVES),
-        output=OUTPUT,
-        gamma=decoder.gamma,
-    )
+    params = _centred(decoder.params, known)
     steps = epochs * (len(targets) // batch_size)
-    tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
-    update = training.make_update(grad_fn, tx)
+    epoch, tx = _training(decoder.network, decoder.gamma, num_steps, batch_size, steps)
+    state = training.TrainState(params, tx.init(params), key, jnp.int32(0))
     data = training.Data(known, jnp.zeros(len(known), jnp.int32))
+    for _ in range(epochs):
+        state, _ = epoch(state, data)
+    return decoder._replace(params=state.params)
+
+
+def _centred(params: Any, targets: jax.Array) -> Any:
+    """The bias starts at the mean image, as the prior is at the origin."""
+    return (*params[:-1], params[-1] | {"bias": jnp.nanmean(targets, axis=0)})
+
+
+@lru_cache
+def _training(
+    network: pcjax.Network,
+    gamma: tuple[float, ...],
+    num_steps: int,
+    batch_size: int,
+    steps: int,
+) -> tuple[Any, optax.GradientTransformation]:
+    """A compiled epoch, and its optimizer."""
+    method = pcjax.error_based(num_steps, optimizer=MOVES)
+    grad_fn = pcjax.value_and_grad(network, method, output=OUTPUT, gamma=gamma)
+    tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
     def prepare(images, labels):
         del labels
         return pcjax.no_inputs(len(images)), images
 
-    state = training.TrainState(params, tx.init(params), key, jnp.int32(0))
-    epoch = jax.jit(training.make_epoch(update, prepare, batch_size))
-    for _ in range(epochs):
-        state, _ = epoch(state, data)
-    return decoder._replace(params=state.params)
+    update = training.make_update(grad_fn, tx)
+    return jax.jit(training.make_epoch(update, prepare, batch_size)), tx
 
 
 def remember(
@@ -85,16 +100,15 @@ def remember(
 ) -> Decoder:
     """Stores images: all at once, their latents going on from iteration to iteration.
 
-    So a few steps of inference an iteration are enough.
+    So a few steps of inference an iteration are enough. Latents start from random
+    places, so that they come to different images sooner.
     """
     known, inputs = jnp.asarray(targets), pcjax.no_inputs(len(targets))
-    last = decoder.params[-1] | {"bias": jnp.mean(known, axis=0)}
-    params = (*decoder.params[:-1], last)
-    grad_fn = pcjax.value_and_grad(
-        decoder.network,
-        pcjax.sequential(num_steps, optimizer=MOVES),
-        gamma=decoder.gamma,
-    )
+    network, gamma = decoder.network, decoder.gamma
+    params, key = _centred(decoder.params, known), jax.random.key(0)
+    *hidden, _ = pcjax.ancestral(network, params, inputs, key=key, gamma=gamma)
+    method = pcjax.error_based(num_steps, optimizer=MOVES)
+    grad_fn = pcjax.value_and_grad(network, method, gamma=gamma)
     tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, iterations))
 
     @jax.jit
@@ -104,20 +118,13 @@ def remember(
             (energy, info), grads = grad_fn(params, inputs, known, hidden=hidden)
             updates, opt_state = tx.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            return (params, opt_state, info.state.activities[1:-1]), energy
+            hidden = state_of("remember", info).activities[1:-1]
+            return (params, opt_state, hidden), energy
 
         carry = params, tx.init(params), hidden
         return jax.lax.scan(iterate, carry, length=iterations)[0][0]
 
-    # Latents that start from random places come to different images sooner.
-    start = pcjax.ancestral(
-        decoder.network,
-        params,
-        inputs,
-        key=jax.random.key(0),
-        gamma=decoder.gamma,
-    )[:-1]
-    return decoder._replace(params=run(params, start, known))
+    return decoder._replace(params=run(params, tuple(hidden), known))
 
 
 def infer(decoder: Decoder, targets: jax.Array) -> pcjax.InferenceState:
@@ -128,7 +135,7 @@ def infer(decoder: Decoder, targets: jax.Array) -> pcjax.InferenceState:
 @partial(jax.jit, static_argnums=(0, 1))
 def _infer(network, gamma, params, targets):
     schedule = optax.cosine_decay_schedule(0.1, INFERENCE_STEPS)
-    method = pcjax.sequential(INFERENCE_STEPS, optimizer=optax.adam(schedule))
+    method = pcjax.error_based(INFERENCE_STEPS, optimizer=optax.adam(schedule))
     return pcjax.infer(
         network,
         method,
@@ -173,20 +180,22 @@ def sample(
     """Langevin samples of the latents given what is seen; the images they predict."""
     known = pcjax.observed(jnp.asarray(targets), jnp.asarray(seen))
     start = infer(decoder, known).activities[1:-1]
-    method = pcjax.langevin(num_steps, stable_step(decoder), momentum=0.9)
-    state = jax.jit(
-        lambda params, start: (
-            pcjax.infer(
-                decoder.network,
-                method,
-                params,
-                pcjax.no_inputs(len(targets)),
-                known,
-                output=OUTPUT,
-                gamma=decoder.gamma,
-                hidden=start,
-                key=key,
-            ).state
-        )
-    )(decoder.params, start)
-    return np.clip(np.asarray(state.predictions[-1]), 0, 1)
+    network, gamma, params = decoder.network, decoder.gamma, decoder.params
+    step = stable_step(decoder)
+    images = _sample(network, gamma, num_steps, params, known, start, key, step)
+    return np.clip(np.asarray(images), 0, 1)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample(network, gamma, num_steps, params, known, hidden, key, step):
+    return pcjax.infer(
+        network,
+        pcjax.langevin(num_steps, step, momentum=0.9),
+        params,
+        pcjax.no_inputs(len(known)),
+        known,
+        output=OUTPUT,
+        gamma=gamma,
+        hidden=hidden,
+        key=key,
+    ).state.predictions[-1]
