@@ -35,7 +35,6 @@ MODULES = (
 # Helpers that modules of pcjax share among themselves.
 INTERNAL = {
     "all_finite",
-    "come_to_rest",
     "check_positive",
     "descend",
     "fits",

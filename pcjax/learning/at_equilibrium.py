@@ -4,10 +4,10 @@ import jax.numpy as jnp
 
 from pcjax.checks import check_non_negative, check_parts
 from pcjax.energy import Weights
-from pcjax.inference.equilibrium import come_to_rest
 from pcjax.inference.kernel import Method
 from pcjax.inference.methods import check_start
 from pcjax.inference.newton_cg import NewtonCG
+from pcjax.inference.rest import come_to_rest
 from pcjax.inference.state import Problem
 from pcjax.learning.gradients import GradFn, Info, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
