@@ -7,9 +7,6 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from pcjax.checks import check_non_negative, check_parts
-from pcjax.energy import Weights, decay_weights, weigh
-from pcjax.inference.kernel import Method, advance, begin
-from pcjax.inference.kinks import at_kinks
 from pcjax.energy import Weights, decay_weights
 from pcjax.inference.kernel import Method
 from pcjax.inference.methods import check_start
@@ -26,6 +23,7 @@ from pcjax.inference.state import Problem, state_energy
 from pcjax.networks.network import Network, Params, check_batch, linear
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, soft_clamp
 from pcjax.numerics.compiled import hashable, once_compiled
+from pcjax.numerics.weights import weigh
 
 
 def infer_to_equilibrium(
