@@ -4,8 +4,7 @@ Plain maths: whatever the inference and learning kernels compute is a derivative
 of `free_energy`, and the tests hold them to it.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from pcjax.networks.network import (
     explain,
 )
 from pcjax.networks.outputs import Output, identity, widened
+from pcjax.numerics.hooks import call_at
 from pcjax.numerics.weights import is_zero as is_zero
 from pcjax.numerics.weights import scaled
 from pcjax.numerics.weights import weigh as weigh
@@ -206,30 +206,6 @@ def decay_weights(
     if signed:
         decay = call_at("decay", decay, t, activities, errors)
     return _per_layer(function, "decay", decay, activities, signed, len(errors) - 1)
-
-
-def call_at(name: str, hook: Callable, t: Any, *args: Any, **others: Any) -> Any:
-    """Calls a user's gamma, decay or clamp, with `t=` if it has such an argument.
-
-    The same holds of `others` by their names.
-
-    Raises:
-      ValueError: if it has a `t`, but there is no inference and so no t.
-    """
-    names: Mapping[str, Any]
-    try:
-        names = inspect.signature(hook).parameters
-    except (TypeError, ValueError):  # a callable without a signature
-        names = {}
-    hook = partial(hook, **{k: v for k, v in others.items() if k in names})
-    if "t" not in names:
-        return hook(*args)
-    if t is None:
-        raise ValueError(
-            f"{name} depends on the inference iteration t, of which there is none "
-            "outside of inference; expected weights of one iteration."
-        )
-    return hook(*args, t=t)
 
 
 def _weighted_norm(weight: jax.Array | float, values: jax.Array) -> jax.Array:

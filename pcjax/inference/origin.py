@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from pcjax.energy import (
     Errors,
-    call_at,
     decay_weights,
     error_weights,
     is_zero,
@@ -33,6 +32,7 @@ from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.near import near_of, shifted
 from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import widened
+from pcjax.numerics.hooks import call_at
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
 # None where not asked for)

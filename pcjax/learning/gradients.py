@@ -10,7 +10,6 @@ from pcjax.checks import check_parts
 from pcjax.energy import (
     Activities,
     Weights,
-    call_at,
     check_activities,
     free_energy,
     weigh,
@@ -22,6 +21,7 @@ from pcjax.inference.state import InferenceState, Problem, state_energy
 from pcjax.networks.network import Network, Params, check_batch
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
 from pcjax.numerics.compiled import hashable, once_compiled
+from pcjax.numerics.hooks import call_at
 
 
 class Info(NamedTuple):
