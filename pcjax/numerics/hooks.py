@@ -7,9 +7,7 @@ from typing import Any
 
 
 def call_at(name: str, hook: Callable, t: Any, *args: Any, **others: Any) -> Any:
-    """Calls a user's gamma, decay or clamp, with `t=` if it has such an argument.
-
-    The same holds of `others` by their names.
+    """Calls a user's gamma, decay or clamp, with those of `t=` and others that it has.
 
     Raises:
       ValueError: if it has a `t`, but there is no inference and so no t.
