@@ -78,24 +78,25 @@ def cpu(config: Config) -> Size:
         return Size(
             epochs=40,
             test_images=200,
-            sizes=(8, 64),
+            sizes=(6, 64),
             num_steps=15,
             batch_size=50,
-            chain=5_000,
-            stored=(10, 25, 50, 100),
+            chain=30_000,
+            stored=(10, 25, 50),
             memory=(16, 64),
-            iterations=1_000,
+            iterations=600,
         )
     return Size(
         seeds=1,
-        epochs=15,
+        epochs=8,
         train_images=5_000,
         test_images=200,
         sizes=(64, 256),
         num_steps=15,
         chain=2_000,
+        stored=(100, 250, 1000),
         memory=(128, 256),
-        iterations=300,
+        iterations=200,
     )
 
 

@@ -16,7 +16,7 @@ OUTPUT = pcjax.masked(pcjax.identity)
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1  # else latents shrink and weights grow, and no prior counts
 # Of hidden layers, which add little of their own, and of pixels.
-PRECISIONS = {"train": (1000.0, 30.0), "remember": (1000.0, 100.0)}
+PRECISIONS = {"train": (1000.0, 30.0), "remember": (1e4, 1e3)}
 INFERENCE_STEPS = 100  # of images that are looked at
 
 
@@ -76,7 +76,7 @@ def train(
 @lru_cache
 def _descent(num_steps: int) -> pcjax.Method:
     """Inference that comes to rest, with no step size to be tuned."""
-    schedule = optax.cosine_decay_schedule(0.1, num_steps)
+    schedule = optax.cosine_decay_schedule(0.2, num_steps)
     return pcjax.error_based(num_steps, optimizer=optax.adam(schedule))
 
 
