@@ -14,6 +14,7 @@ from experiments.generative.models import Decoder
 
 SHOWN = 8  # images of a picture
 NOISE = 0.2  # standard deviation of what is added to pixels in [0, 1]
+BATCH_SIZE = 50  # of stored images
 RECALLED = 0.005  # the squared error a pixel below which an image counts as recalled
 
 
@@ -166,8 +167,16 @@ def recall(
     key: jax.Array,
 ) -> dict[str, Any]:
     """Images stored, and recalled from their upper halves."""
-    memory = models.make(sizes, key)
-    memory = models.remember(memory, images, iterations=iterations, num_steps=num_steps)
+    batch_size = min(len(images), BATCH_SIZE)
+    memory = models.train(
+        models.make(sizes, key, "remember"),
+        images,
+        key,
+        epochs=max(1, iterations // (len(images) // batch_size)),
+        batch_size=batch_size,
+        num_steps=num_steps,
+        weight_decay=0.0,
+    )
     seen = masks("half", len(images), shape)
     found = models.completed(memory, images, seen)
     bound = np.where(seen, images, nearest(images, images, seen))

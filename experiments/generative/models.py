@@ -11,11 +11,12 @@ import optax
 
 import pcjax
 from pcjax import training
-from pcjax.learning.sampled import state_of
 
 OUTPUT = pcjax.masked(pcjax.identity)
-LEARNING_RATE = 2e-3
-MOVES = optax.adam(0.05)  # of the activities: no step size to be tuned
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.1  # else latents shrink and weights grow, and no prior counts
+# Of hidden layers, which add little of their own, and of pixels.
+PRECISIONS = {"train": (1000.0, 30.0), "remember": (1e4, 1e3)}
 INFERENCE_STEPS = 100  # of images that are looked at
 
 
@@ -33,11 +34,12 @@ class Decoder(NamedTuple):
     gamma: tuple[float, ...]
 
 
-def make(sizes: Sequence[int], key: jax.Array) -> Decoder:
-    """A decoder with random weights; errors of .1 are normal below the prior's."""
+def make(sizes: Sequence[int], key: jax.Array, use: str = "train") -> Decoder:
+    """A decoder with random weights."""
     network = _network(tuple(sizes))
     params = network.init(key, pcjax.no_inputs(1))
-    return Decoder(network, params, (1.0, *[100.0] * (len(sizes) - 1)))
+    hidden, pixels = PRECISIONS[use]
+    return Decoder(network, params, (1.0, *[hidden] * (len(sizes) - 2), pixels))
 
 
 _network = lru_cache(pcjax.decoder)  # what is the same is compiled for once
@@ -52,6 +54,7 @@ def train(
     batch_size: int,
     num_steps: int,
     masks: np.ndarray | None = None,
+    weight_decay: float = WEIGHT_DECAY,
 ) -> Decoder:
     """Trains on images [N, D] in [0, 1], of which only what masks show is known.
 
@@ -61,12 +64,20 @@ def train(
     known = pcjax.observed(jnp.asarray(targets), jnp.asarray(seen))
     params = _centred(decoder.params, known)
     steps = epochs * (len(targets) // batch_size)
-    epoch, tx = _training(decoder.network, decoder.gamma, num_steps, batch_size, steps)
+    method, about = _descent(num_steps), (batch_size, steps, weight_decay)
+    epoch, tx = _training(decoder.network, decoder.gamma, method, *about)
     state = training.TrainState(params, tx.init(params), key, jnp.int32(0))
     data = training.Data(known, jnp.zeros(len(known), jnp.int32))
     for _ in range(epochs):
         state, _ = epoch(state, data)
     return decoder._replace(params=state.params)
+
+
+@lru_cache
+def _descent(num_steps: int) -> pcjax.Method:
+    """Inference that comes to rest, with no step size to be tuned."""
+    schedule = optax.cosine_decay_schedule(0.2, num_steps)
+    return pcjax.error_based(num_steps, optimizer=optax.adam(schedule))
 
 
 def _centred(params: Any, targets: jax.Array) -> Any:
@@ -78,14 +89,18 @@ def _centred(params: Any, targets: jax.Array) -> Any:
 def _training(
     network: pcjax.Network,
     gamma: tuple[float, ...],
-    num_steps: int,
+    method: pcjax.Method,
     batch_size: int,
     steps: int,
+    weight_decay: float,
 ) -> tuple[Any, optax.GradientTransformation]:
     """A compiled epoch, and its optimizer."""
-    method = pcjax.error_based(num_steps, optimizer=MOVES)
     grad_fn = pcjax.value_and_grad(network, method, output=OUTPUT, gamma=gamma)
-    tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+    tx = optax.adamw(
+        optax.cosine_decay_schedule(LEARNING_RATE, steps),
+        weight_decay=weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )
 
     def prepare(images, labels):
         del labels
@@ -95,38 +110,6 @@ def _training(
     return jax.jit(training.make_epoch(update, prepare, batch_size)), tx
 
 
-def remember(
-    decoder: Decoder, targets: np.ndarray, *, iterations: int, num_steps: int
-) -> Decoder:
-    """Stores images: all at once, their latents going on from iteration to iteration.
-
-    So a few steps of inference an iteration are enough. Latents start from random
-    places, so that they come to different images sooner.
-    """
-    known, inputs = jnp.asarray(targets), pcjax.no_inputs(len(targets))
-    network, gamma = decoder.network, decoder.gamma
-    params, key = _centred(decoder.params, known), jax.random.key(0)
-    *hidden, _ = pcjax.ancestral(network, params, inputs, key=key, gamma=gamma)
-    method = pcjax.error_based(num_steps, optimizer=MOVES)
-    grad_fn = pcjax.value_and_grad(network, method, gamma=gamma)
-    tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, iterations))
-
-    @jax.jit
-    def run(params, hidden, known):
-        def iterate(carry, _):
-            params, opt_state, hidden = carry
-            (energy, info), grads = grad_fn(params, inputs, known, hidden=hidden)
-            updates, opt_state = tx.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            hidden = state_of("remember", info).activities[1:-1]
-            return (params, opt_state, hidden), energy
-
-        carry = params, tx.init(params), hidden
-        return jax.lax.scan(iterate, carry, length=iterations)[0][0]
-
-    return decoder._replace(params=run(params, tuple(hidden), known))
-
-
 def infer(decoder: Decoder, targets: jax.Array) -> pcjax.InferenceState:
     """The most probable latents of images [B, D] that may have missing pixels."""
     return _infer(decoder.network, decoder.gamma, decoder.params, jnp.asarray(targets))
@@ -134,11 +117,9 @@ def infer(decoder: Decoder, targets: jax.Array) -> pcjax.InferenceState:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _infer(network, gamma, params, targets):
-    schedule = optax.cosine_decay_schedule(0.1, INFERENCE_STEPS)
-    method = pcjax.error_based(INFERENCE_STEPS, optimizer=optax.adam(schedule))
     return pcjax.infer(
         network,
-        method,
+        _descent(INFERENCE_STEPS),
         params,
         pcjax.no_inputs(len(targets)),
         targets,

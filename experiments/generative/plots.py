@@ -25,7 +25,16 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         panel, rows = panels[0, 0], results["memory"]
         stored = [row["stored"] for row in rows]
         for key, label, style in (
-            ("recalled", "decoder", {"color": "#D55E00", "marker": "o"}),
+            (
+                "recalled",
+                "error below .005 a pixel",
+                {"color": "#D55E00", "marker": "o"},
+            ),
+            (
+                "recalled_as_nearest",
+                "nearest to what was stored",
+                {"color": "#0072B2", "marker": "s"},
+            ),
             (
                 "nearest_neighbour",
                 "nearest neighbour",
