@@ -108,7 +108,8 @@ def train(
 
     def step(state, key):
         rows = jax.random.randint(key, (64,), 0, len(data[0]))
-        params, opt_state, _ = update(*state, data[0][rows], data[1][rows])
+        params, opt_state = state
+        params, opt_state, _ = update(params, opt_state, data[0][rows], data[1][rows])
         return (params, opt_state), None
 
     keys = jax.random.split(order, size.updates)

@@ -165,8 +165,10 @@ def _gradients(
     size: Size, task: Task, found: Settings, seeds: int, trainer: Trainer
 ) -> dict[str, Any]:
     """What the gradients are, before training and at the best rate's weights."""
+    last = trainer.records[-1].validation
     assert task.validation is not None
-    score = report.array(trainer.records[-1].validation["top1"]).reshape(-1, seeds)
+    assert last is not None
+    score = report.array(last["top1"]).reshape(-1, seeds)
     best = int(np.nan_to_num(score, nan=-1.0).mean(-1).argmax()) * seeds
     fresh = task.network.init(jax.random.key(1), task.example())
     trained = jax.tree.map(lambda x: x[best], trainer.params)

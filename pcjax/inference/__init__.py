@@ -8,14 +8,11 @@ and `equilibrium` goes on until the activities rest. `bb` is the step without a 
 
 from pcjax.inference.bb import barzilai_borwein
 from pcjax.inference.curvature import largest_curvature
-from pcjax.inference.equilibrium import (
-    Equilibrium,
-    infer_to_equilibrium,
-    linear_equilibrium,
-)
+from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
 from pcjax.inference.kernel import Inference, Method
 from pcjax.inference.methods import error_based, infer, sequential, simultaneous
 from pcjax.inference.newton_cg import newton_cg
+from pcjax.inference.rest import Equilibrium
 from pcjax.inference.state import InferenceState
 
 __all__ = [
