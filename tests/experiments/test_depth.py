@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments import depth, equilibrium
 from experiments.depth.cells import Cell, methods, rates
+from experiments.equilibrium import experiment, shown
 
 PNG = b"\x89PNG"
 
@@ -18,7 +19,7 @@ def test_equilibrium_smoke(tmp_path):
     random, trained = found["nets"].values()
     assert all(random["converged"])
     best, plain = (
-        equilibrium.arrival(random["errors"][name])
+        shown.arrival(found["passes"], random["errors"][name])
         for name in ("errors, no rate", "simultaneous, step 0.1")
     )
     assert best is not None
@@ -31,9 +32,14 @@ def test_equilibrium_smoke(tmp_path):
 
 
 def test_arrival_is_where_errors_stay_small():
-    assert equilibrium.arrival([1.0, 1e-4, 1.0, 1e-4, 1e-5]) == 3
-    assert equilibrium.arrival([1e-4, 1e-5]) == 0
-    assert equilibrium.arrival([1.0, 1e-4, None]) is None
+    passes = [0, 1, 2, 4, 8]
+    assert shown.arrival(passes, [1.0, 1e-4, 1.0, 1e-4, 1e-5]) == 4
+    assert shown.arrival(passes, [1e-4, 1e-5]) == 0
+    assert shown.arrival(passes, [1.0, 1e-4, None]) is None
+    found = experiment.shown_passes(1000)
+    assert found[:101] == list(range(101))
+    assert sorted(set(found)) == found
+    assert 960 < found[-1] <= 1000
 
 
 def test_depth_smoke(tmp_path):
