@@ -22,6 +22,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import pcjax
+from experiments.common.folders import UnfinishedError
 from experiments.common.harness import (
     Experiment,
     Options,
@@ -194,11 +195,16 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             params = scaled(jax.jit(network.init)(key, batch[0]))
         return paths(network, params, batch, size)
 
+    nets = {}
     with Parts(run, len(size.nets)) as parts:
-        nets = {
-            title(net): parts.part(title(net).replace(", ", "-"), partial(of_net, net))
-            for net in size.nets
-        }
+        for net in size.nets:
+            name = title(net)
+            try:
+                nets[name] = parts.part(name.replace(", ", "-"), partial(of_net, net))
+            except UnfinishedError:
+                run.unfinished.append(name)
+    if not nets:
+        raise UnfinishedError(f"No net is finished in {run.folder}.")
     passes = shown_passes(size.passes)
     for found in nets.values():
         for kind in ("errors", "energies"):
