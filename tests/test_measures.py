@@ -39,10 +39,16 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
         num_products=20,
     )
     found = problems.quick_jit(measure)(*case[1:])
-    (_, info), grads = grad_fn(*case[1:])
-    exact = linear_equilibrium(case.network, *case[1:])
-    own = pcjax.local_gradients(*case[:2], exact.state.activities)
-    _, bp = pcjax.backprop.value_and_grad(case.network)(*case[1:])
+    bp_fn = pcjax.backprop.value_and_grad(case.network)
+
+    def known(params, inputs, targets):
+        batch = (params, inputs, targets)
+        (_, info), grads = grad_fn(*batch)
+        exact = linear_equilibrium(case.network, *batch)
+        own = pcjax.local_gradients(case.network, params, exact.state.activities)
+        return info, grads, own, bp_fn(*batch)[1]
+
+    info, grads, own, bp = problems.quick_jit(known)(*case[1:])
     for have, pair in (
         (found.backprop, (grads, bp)),
         (found.equilibrium, (grads, own)),
@@ -65,10 +71,10 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
     hessian = problems.quick_jit(jax.hessian(lambda h: energy(shape(h))))(flat)
     largest = np.linalg.eigvalsh(hessian)[-1]
     np.testing.assert_allclose(found.activity_curvature, largest, rtol=1e-8)
+    slope = problems.quick_jit(jax.grad(energy))
     start = [h[:1] for h in pcjax.feedforward(*case[:3])[:-1]]
     norms = [
-        np.sqrt(sum(jnp.sum(g**2) for g in jax.grad(energy)(place)))
-        for place in (hidden, start)
+        np.sqrt(sum(jnp.sum(g**2) for g in slope(place))) for place in (hidden, start)
     ]
     np.testing.assert_allclose(found.residual[0], norms[0] / norms[1], rtol=1e-8)
     layers = pcjax.energy.free_energy_per_layer(*case[:2], info.state.activities)

@@ -129,22 +129,21 @@ def test_iterations_are_those_of_the_rule(x64, kind):
 def test_linear_networks_rest_at_the_closed_form(x64):
     case = test_error_based.linear_case()
     exact = linear_equilibrium(case.network, *case[1:])
-    for method in (pcjax.error_based(100, BB), pcjax.simultaneous(1000, BB)):
-        found = rest(case, method, tolerance=1e-11)
-        assert found.converged.all()
-        assert not found.kinks.any()
-        assert (found.num_steps < method.num_steps).all()
-        np.testing.assert_array_equal(found.passes, found.num_steps + 2)
-        np.testing.assert_allclose(found.energy, exact.energy, rtol=1e-10)
-        np.testing.assert_allclose(found.initial_energy, exact.initial_energy)
-        hidden = (x.state.activities[1:-1] for x in (found, exact))
-        problems.assert_trees_close(*hidden, rtol=1e-9, atol=1e-10)
+    method = pcjax.error_based(100, BB)
+    found = rest(case, method, tolerance=1e-11)
+    assert found.converged.all()
+    assert not found.kinks.any()
+    assert (found.num_steps < method.num_steps).all()
+    np.testing.assert_array_equal(found.passes, found.num_steps + 2)
+    np.testing.assert_allclose(found.energy, exact.energy, rtol=1e-10)
+    np.testing.assert_allclose(found.initial_energy, exact.initial_energy)
+    hidden = (x.state.activities[1:-1] for x in (found, exact))
+    problems.assert_trees_close(*hidden, rtol=1e-9, atol=1e-10)
     assert (exact.energy < exact.initial_energy).all()
 
 
-@pytest.mark.parametrize("graph", ["chain", "residual"])
-def test_newton_goes_on_with_what_has_not_converged(x64, graph):
-    case = test_graphs.case_of(graph, **F64)
+def test_newton_goes_on_with_what_has_not_converged(x64):
+    case = test_graphs.case_of("residual", **F64)
     options = {"output": pcjax.softmax, "gamma": 0.7, "tolerance": 1e-10}
     few = pcjax.error_based(2, BB)
     left = rest(case, few, **options)
@@ -190,10 +189,10 @@ def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
         case.network, method, tolerance=1e-9, **options
     )
     (energy, info), grads = problems.quick_jit(grad_fn)(*case[1:])
-    rest = info.equilibrium
-    assert rest.converged.all()
+    found = info.equilibrium
+    assert found.converged.all()
     known = rest(case, method, tolerance=1e-9, **options)
-    problems.assert_trees_close(rest, known, rtol=1e-7, atol=1e-8)
+    problems.assert_trees_close(found, known, rtol=1e-7, atol=1e-8)
     want = pcjax.local_gradients(*case[:2], known.state.activities, **options)
     problems.assert_trees_close(grads, want, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(energy, known.energy.mean(), rtol=1e-9)
@@ -205,8 +204,8 @@ def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
 
 @pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
 def test_iterations_make_the_products_of_any_other(product_dtype):
-    network = pcjax.mlp([48, 40, 36, 44, 10], product_dtype=product_dtype)
-    inputs, targets = jnp.ones((16, 48)), jnp.ones((16, 10)) / 10
+    network = pcjax.mlp([24, 20, 16, 10], product_dtype=product_dtype)
+    inputs, targets = jnp.ones((16, 24)), jnp.ones((16, 10)) / 10
     params = network.init(jax.random.key(0), inputs)
 
     def count(num_steps):
@@ -215,7 +214,7 @@ def test_iterations_make_the_products_of_any_other(product_dtype):
         return hlo.count(lowered.compile()).dots
 
     first, third = count(3), count(5)
-    assert third - first == 2 * 2 * 3
+    assert third - first == 2 * 2 * 2
 
 
 @pytest.mark.parametrize("name", ["tanh", "conv", "linen", "nnx"])

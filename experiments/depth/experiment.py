@@ -22,7 +22,6 @@ import numpy as np
 import pcjax
 from experiments.common import grid, report
 from experiments.common.harness import (
-    Claim,
     Experiment,
     Options,
     Run,
@@ -34,7 +33,7 @@ from experiments.common.runner import Plan, constantly, timeless, train_methods
 from experiments.common.settings import Settings, settings
 from experiments.common.tasks import Task, make_task
 from experiments.common.trainer import Trainer
-from experiments.depth import plots
+from experiments.depth import plots, shown
 from experiments.depth.cells import (
     NETWORKS,
     RATELESS,
@@ -59,6 +58,7 @@ class Size:
       train_images: None takes all.
       batch: images on which gradients are compared.
       passes: the most to the equilibrium.
+      methods: the names of those that train; none stands for all that suit a cell.
     """
 
     cells: tuple[Cell, ...]
@@ -68,11 +68,22 @@ class Size:
     train_images: int | None = None
     batch: int = 64
     passes: int = 80
+    methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Config(Options, Epochs, BatchSize):
     """Trains nets of many depths and sets their gradients beside backprop's."""
+
+    depths: tuple[int, ...] = ()
+    """The depths of the map to train; by default all of the preset."""
+    methods: tuple[str, ...] = ()
+    """The methods, BP-Adam among them; by default all that suit a net."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.methods and "BP-Adam" not in self.methods:
+            raise ValueError("--methods must hold BP-Adam, beside which all stands.")
 
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
@@ -83,14 +94,17 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     results: dict[str, Any] = {"cells": {}, "transfer": {}}
     for group, cells in (("cells", size.cells), ("transfer", size.transfer)):
         for cell in cells:
+            if group == "cells" and cell.depth not in (config.depths or (cell.depth,)):
+                continue
             own = sized(found, cell)
             task = make_task(
                 "mlp", images, own, train_images=size.train_images, validation=0.1
             )
             network = _network(cell, images)
-            chosen = methods(cell)
+            names = config.methods or size.methods
             if group == "transfer":
-                chosen = [m for m in chosen if m.name in ("BP-Adam", "PC-Adam")]
+                names = ("BP-Adam", "PC-Adam")
+            chosen = [m for m in methods(cell) if m.name in names or not names]
             train = partial(
                 _train, run, size, task._replace(network=network), own, keys
             )
@@ -151,8 +165,10 @@ def _gradients(
     size: Size, task: Task, found: Settings, seeds: int, trainer: Trainer
 ) -> dict[str, Any]:
     """What the gradients are, before training and at the best rate's weights."""
+    last = trainer.records[-1].validation
     assert task.validation is not None
-    score = report.array(trainer.records[-1].validation["top1"]).reshape(-1, seeds)
+    assert last is not None
+    score = report.array(last["top1"]).reshape(-1, seeds)
     best = int(np.nan_to_num(score, nan=-1.0).mean(-1).argmax()) * seeds
     fresh = task.network.init(jax.random.key(1), task.example())
     trained = jax.tree.map(lambda x: x[best], trainer.params)
@@ -200,75 +216,6 @@ def _comparison(size: Size, task: Task, found: Settings) -> Any:
     return compare
 
 
-def claims(results: dict[str, Any]) -> list[Claim]:
-    """Accuracies of a cell, and what its gradients are."""
-    rows = []
-    for name, cell in results["cells"].items():
-        for method, found in cell["methods"].items():
-            choice = found["choice"]
-            rate = found["rates"][choice["point"]]
-            rows.append(
-                Claim(
-                    f"{name}, {method}: test accuracy, %",
-                    "-",
-                    f"{report.mean_std(choice['test'], 100)} (rate {rate:.2g}, "
-                    f"epochs to BP-Adam's less 1 point: {_to_backprop(cell, method)})",
-                )
-            )
-        seen = cell["methods"]["BP-Adam"]["gradients"]["trained"]
-        for rule, like in seen["to_backprop"].items():
-            cosine = report.array(like["cosine"])
-            rows.append(
-                Claim(
-                    f"{name}, trained: cosine of {rule} to backprop over the layers",
-                    "-",
-                    f"{cosine.min():.3f} to {cosine.max():.3f}",
-                )
-            )
-        rows.append(
-            Claim(
-                f"{name}, trained: largest curvature in errors, in activities",
-                "-",
-                f"{seen['error_curvature']:.3g}, {seen['activity_curvature']:.3g}; "
-                f"equilibrium reached by {seen['settled']:.0%}",
-            )
-        )
-    return rows
-
-
-def _to_backprop(cell: dict[str, Any], method: str) -> str:
-    """The first epoch within a point of the best of BP-Adam."""
-    goal = report.array(cell["methods"]["BP-Adam"]["test"]).max() - 0.01
-    reached = np.flatnonzero(report.array(cell["methods"][method]["test"]) >= goal)
-    return str(reached[0] + 1) if len(reached) else "never"
-
-
-def times(results: dict[str, Any], seconds: dict[str, Any]) -> list[Claim]:
-    """Time of an epoch beside BP-Adam's, and to its accuracy."""
-    rows = []
-    for name, cell in results["cells"].items():
-        epoch = {}
-        for method in cell["methods"]:
-            part = f"{name}-{method}".replace(" ", "")
-            epoch[method] = np.median(seconds[f"{part}, per epoch"][method])
-        for method in cell["methods"]:
-            reached = _to_backprop(cell, method)
-            first = _to_backprop(cell, "BP-Adam")
-            ratio = epoch[method] / epoch["BP-Adam"]
-            whole = "never"
-            if reached != "never":
-                whole = f"{ratio * int(reached) / int(first):.2f}"
-            rows.append(
-                Claim(
-                    f"{name}, {method}: time beside BP-Adam's, of an epoch; to within "
-                    "a point of its accuracy",
-                    "-",
-                    f"{ratio:.2f}; {whole}",
-                )
-            )
-    return rows
-
-
 def _map(width: int, residual: tuple[int, ...], plain: tuple[int, ...], conv: int):
     return (
         *(
@@ -295,7 +242,11 @@ EXPERIMENT = Experiment(
     title="What trains deep, and what of it is backprop",
     sizes={
         "smoke": Size(
-            (Cell("residual", "muPC", 3, 8),), epochs=1, train_images=200, batch=8
+            (Cell("residual", "muPC", 3, 8),),
+            epochs=1,
+            train_images=200,
+            batch=8,
+            methods=("BP-Adam", "PC-Adam"),
         ),
         "cpu": Size(
             _map(32, (4, 16, 64), (4, 16), 4),
@@ -311,7 +262,8 @@ EXPERIMENT = Experiment(
     },
     measure=measure,
     plot=plots.plot,
-    claims=claims,
-    times=times,
+    claims=shown.claims,
+    times=shown.times,
+    free=("depths", "methods"),
 )
 main = partial(execute, EXPERIMENT)

@@ -17,10 +17,12 @@ from pcjax.inference.equilibrium import (
     linear_equilibrium,
 )
 from pcjax.inference.held import held
+from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
 from pcjax.inference.kernel import Inference, Method
 from pcjax.inference.langevin import langevin
 from pcjax.inference.methods import error_based, infer, sequential, simultaneous
 from pcjax.inference.newton_cg import newton_cg
+from pcjax.inference.rest import Equilibrium
 from pcjax.inference.state import InferenceState
 
 __all__ = [

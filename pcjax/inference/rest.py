@@ -1,6 +1,6 @@
 """The loop that goes on until inference rests, and its report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ def come_to_rest(
 ) -> Rest:
     """The kernel of `infer_to_equilibrium`; `asked` says what the last pulls are of."""
     origin = Origin(problem, params, inputs, targets)
-    look = partial(method.look, origin)
+    look: Callable[..., View] = partial(method.look, origin)
     carry = begin(origin, method, start)
     initial = origin.look(origin.rest(), 0)
     scale = norm_of(slopes_of(initial))

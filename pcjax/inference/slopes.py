@@ -14,9 +14,17 @@ Arrays = tuple[jax.Array, ...]  # one of every hidden activity or error, [B, ...
 Slopes = Callable[[InferenceState, Gradient], Arrays]
 
 
+def slope_of(gradient: Gradient, index: int, errors: Arrays) -> jax.Array:
+    """`gradient(index, errors)` where everything may move."""
+    slope = gradient(index, errors)
+    assert slope is not None, "this activity is known to stand still"
+    return slope
+
+
 def activity_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
     """`dF/dh_l` of every hidden activity."""
-    return tuple(gradient(index, state.errors) for index in range(1, len(state.errors)))
+    hidden = range(1, len(state.errors))
+    return tuple(slope_of(gradient, index, state.errors) for index in hidden)
 
 
 def error_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
@@ -27,7 +35,7 @@ def error_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
     """
     passed, slopes = list(state.errors), []
     for index in reversed(range(len(state.errors) - 1)):
-        slope = gradient(index + 1, tuple(passed))
+        slope = slope_of(gradient, index + 1, tuple(passed))
         own = state.errors[index]
         inverse = 1 / jnp.asarray(gradient.gammas[index], own.dtype)
         passed[index] = own - weigh(inverse, slope)

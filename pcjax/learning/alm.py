@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pcjax.checks import check_count, check_non_negative, check_parts
 from pcjax.inference.origin import Origin
-from pcjax.inference.slopes import Arrays
+from pcjax.inference.slopes import Arrays, slope_of
 from pcjax.inference.state import Problem, state_energy
 from pcjax.learning.gradients import GradFn, Info, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
@@ -96,7 +96,9 @@ def _value_and_grad(problem, rule, params, inputs, targets):
         pairs = zip(multipliers, errors, strict=True)
         multipliers = tuple(own + rule.alpha * e for own, e in pairs)
         force = pressed(view, multipliers)
-        slopes = [view.gradient(index, force) for index in range(1, count + 1)]
+        slopes = [
+            slope_of(view.gradient, index, force) for index in range(1, count + 1)
+        ]
         pairs = zip(shifts, slopes, strict=True)
         return (tuple(d - rule.step_size * g for d, g in pairs), multipliers), None
 

@@ -52,7 +52,7 @@ def near_of(layer: Any) -> Near:
             return layer.apply(params, *inputs), jnp.zeros_like(anchor)
         prediction = layer.apply(params, *map(shifted, inputs, shifts))
         # Equal ones may be infinite, as masked logits are.
-        same = prediction == anchor
+        same = (prediction == anchor) & ~jnp.isfinite(anchor)
         return prediction, jnp.where(same, 0, prediction - anchor)
 
     return Near(layer.apply, start, move)

@@ -21,13 +21,13 @@ class Place(NamedTuple):
     """Where a layer stands in its network.
 
     Attributes:
-      index: 0, ..., L-1.
-      count: L.
+      layer: 0, ..., L-1.
+      depth: L.
       skips: whether the hidden layers have skips around them.
     """
 
-    index: int
-    count: int
+    layer: int
+    depth: int
     skips: bool
 
 
@@ -75,7 +75,7 @@ def depth_mup(place: Place) -> Scaling:
     Adam, whose entries are of the size of the rate, changes a hidden prediction by
     `1/sqrt(N L)` of what it does there, and the logits alike at every width and depth.
     """
-    if place.index in (0, place.count - 1):
+    if place.layer in (0, place.depth - 1):
         return mupc(place)
     multiplier = partial(_multiplier, place)
 
@@ -87,10 +87,10 @@ def depth_mup(place: Place) -> Scaling:
 
 
 def _multiplier(place: Place, fan_in: int) -> float:
-    if place.index == place.count - 1:
+    if place.layer == place.depth - 1:
         return 1 / fan_in
-    if place.index and place.skips:
-        return 1 / math.sqrt(fan_in * place.count)
+    if place.layer and place.skips:
+        return 1 / math.sqrt(fan_in * place.depth)
     return 1 / math.sqrt(fan_in)
 
 

@@ -147,7 +147,7 @@ def make_measures(
         at_end = at_equilibrium.value_and_grad(
             network, simultaneous(1, 0.0), tolerance=tolerance, **options
         )(*batch, hidden=hidden)[0][1].equilibrium
-        curvatures = (
+        by_errors, by_activities = (
             largest_curvature(
                 network, method, *batch, num_products=num_products, **options
             )
@@ -163,7 +163,8 @@ def make_measures(
             at_end.residual,
             rest.converged,
             rest.passes,
-            *curvatures,
+            by_errors,
+            by_activities,
             jnp.mean(layers, axis=1),
         )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments import depth, equilibrium
 from experiments.depth.cells import Cell, methods, rates
+from experiments.equilibrium import experiment, shown
 
 PNG = b"\x89PNG"
 
@@ -18,7 +19,7 @@ def test_equilibrium_smoke(tmp_path):
     random, trained = found["nets"].values()
     assert all(random["converged"])
     best, plain = (
-        equilibrium.arrival(random["errors"][name])
+        shown.arrival(found["passes"], random["errors"][name])
         for name in ("errors, no rate", "simultaneous, step 0.1")
     )
     assert best is not None
@@ -31,9 +32,14 @@ def test_equilibrium_smoke(tmp_path):
 
 
 def test_arrival_is_where_errors_stay_small():
-    assert equilibrium.arrival([1.0, 1e-4, 1.0, 1e-4, 1e-5]) == 3
-    assert equilibrium.arrival([1e-4, 1e-5]) == 0
-    assert equilibrium.arrival([1.0, 1e-4, None]) is None
+    passes = [0, 1, 2, 4, 8]
+    assert shown.arrival(passes, [1.0, 1e-4, 1.0, 1e-4, 1e-5]) == 4
+    assert shown.arrival(passes, [1e-4, 1e-5]) == 0
+    assert shown.arrival(passes, [1.0, 1e-4, None]) is None
+    found = experiment.shown_passes(1000)
+    assert found[:101] == list(range(101))
+    assert sorted(set(found)) == found
+    assert 960 < found[-1] <= 1000
 
 
 def test_depth_smoke(tmp_path):
@@ -42,10 +48,14 @@ def test_depth_smoke(tmp_path):
     for name in ("accuracy", "likeness", "curvature"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
     (cell,) = found["cells"].values()
-    assert set(cell["methods"]) == {m.name for m in methods(Cell("", "muPC", 3, 8))}
+    assert set(cell["methods"]) == {"BP-Adam", "PC-Adam"}
     seen = cell["methods"]["BP-Adam"]["gradients"]["fresh"]
-    # A single step of the errors is backprop in the first layer, five small ones near.
-    assert seen["to_backprop"]["ePC"]["cosine"][0] > 0.999
+    cosines = {name: like["cosine"] for name, like in seen["to_backprop"].items()}
+    np.testing.assert_allclose(
+        cosines["equilibrium"], seen["to_equilibrium"]["BP"]["cosine"], rtol=1e-5
+    )
+    # Few steps are nearer to backprop than where they lead, a single one most of all.
+    assert cosines["SeqIL T=1"][0] > cosines["ePC"][0] > cosines["equilibrium"][0]
     assert seen["settled"] == 1.0
     assert 1 <= seen["error_curvature"] < 3
 

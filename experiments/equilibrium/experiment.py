@@ -13,26 +13,25 @@ by Adam.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 import pcjax
-from experiments.common import report
+from experiments.common.folders import UnfinishedError
 from experiments.common.harness import (
-    Claim,
     Experiment,
     Options,
     Run,
-    cli,
     execute,
 )
 from experiments.common.live import Parts
 from experiments.common.settings import settings
+from experiments.equilibrium import shown
 from pcjax import training
 from pcjax.training.measures import likeness
 
@@ -45,15 +44,7 @@ METHODS: dict[str, Callable[[int], pcjax.Method]] = {
     "simultaneous, step 0.1": lambda steps: pcjax.simultaneous(steps, STEP),
     "sequential, step 0.1": lambda steps: pcjax.sequential(steps, STEP),
 }
-STYLES = {
-    "errors, no rate": {"color": "#D55E00"},
-    "errors, step 0.1": {"color": "#D55E00", "linestyle": ":"},
-    "activities, no rate": {"color": "#0072B2"},
-    "simultaneous, step 0.1": {"color": "#0072B2", "linestyle": ":"},
-    "sequential, step 0.1": {"color": "#009E73", "linestyle": "--"},
-}
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
-CLOSE = 1e-3  # an error that counts as arrived
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,8 @@ def train(
 
     def step(state, key):
         rows = jax.random.randint(key, (64,), 0, len(data[0]))
-        params, opt_state, _ = update(*state, data[0][rows], data[1][rows])
+        params, opt_state = state
+        params, opt_state, _ = update(params, opt_state, data[0][rows], data[1][rows])
         return (params, opt_state), None
 
     keys = jax.random.split(order, size.updates)
@@ -117,18 +109,11 @@ def train(
 
 def worst(grads: Any, exact: Any) -> jax.Array:
     """The relative error of the worst layer."""
-
-    def norm(tree):
-        return optax.global_norm(tree)
-
-    return jnp.max(
-        jnp.stack(
-            [
-                norm(jax.tree.map(jnp.subtract, have, want)) / norm(want)
-                for have, want in zip(grads, exact, strict=True)
-            ]
-        )
-    )
+    errors = []
+    for layer, reference in zip(grads, exact, strict=True):
+        have, want = (ravel_pytree(tree)[0] for tree in (layer, reference))
+        errors.append(jnp.linalg.norm(have - want) / jnp.linalg.norm(want))
+    return jnp.max(jnp.stack(errors))
 
 
 def paths(
@@ -210,12 +195,29 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             params = scaled(jax.jit(network.init)(key, batch[0]))
         return paths(network, params, batch, size)
 
+    nets = {}
     with Parts(run, len(size.nets)) as parts:
-        nets = {
-            title(net): parts.part(title(net).replace(", ", "-"), partial(of_net, net))
-            for net in size.nets
-        }
-    return {"dataset": config.dataset_name, "passes": size.passes, "nets": nets}
+        for net in size.nets:
+            name = title(net)
+            try:
+                nets[name] = parts.part(name.replace(", ", "-"), partial(of_net, net))
+            except UnfinishedError:
+                run.unfinished.append(name)
+    if not nets:
+        raise UnfinishedError(f"No net is finished in {run.folder}.")
+    passes = shown_passes(size.passes)
+    for found in nets.values():
+        for kind in ("errors", "energies"):
+            found[kind] = {
+                name: [row[t] for t in passes] for name, row in found[kind].items()
+            }
+    return {"dataset": config.dataset_name, "passes": passes, "nets": nets}
+
+
+def shown_passes(most: int) -> list[int]:
+    """0 to 100 one by one, then in steps of a thirtieth."""
+    steps = [*range(101), *(round(100 * (31 / 30) ** k) for k in range(1, 200))]
+    return [t for t in steps if t <= most]
 
 
 def scaled(params: Any) -> Any:
@@ -224,79 +226,6 @@ def scaled(params: Any) -> Any:
         {"kernel": np.sqrt(3) * theta["kernel"], "bias": 0 * theta["bias"]}
         for theta in params
     )
-
-
-def arrival(errors: Any) -> int | None:
-    """The passes after which the error stays below `CLOSE`; None if it does not."""
-    late = np.flatnonzero(~(report.array(errors) < CLOSE))
-    first = int(late[-1]) + 1 if len(late) else 0
-    return first if first < len(errors) else None
-
-
-def claims(results: dict[str, Any]) -> list[Claim]:
-    """The passes to 1e-3 of all methods, and what the equilibrium is like."""
-    rows = []
-    for net, found in results["nets"].items():
-        for name, errors in found["errors"].items():
-            passes, row = arrival(errors), report.array(errors)
-            shown = [f"{row[t]:.1g}" for t in (10, 20, 40, 80) if t < len(row)]
-            rows.append(
-                Claim(
-                    f"{net}; {name}: passes to an error of {CLOSE:g}",
-                    "-",
-                    (f"more than {len(row) - 1}" if passes is None else f"{passes}")
-                    + f"; error after 10, 20, 40, 80: {', '.join(shown)}",
-                )
-            )
-        cosine = report.array(found["cosine_to_backprop"])
-        rows.append(
-            Claim(
-                f"{net}; equilibrium: cosine to backprop, worst and best layer",
-                "-",
-                f"{cosine.min():.2f} to {cosine.max():.2f}; "
-                f"{np.mean(found['converged']):.0%} of the examples converged, "
-                f"{np.mean(found['kinks']):.0%} at kinks, "
-                f"{np.median(found['passes']):.0f} passes (median)",
-            )
-        )
-    return rows
-
-
-def plot(results: dict[str, Any], folder: Path) -> None:
-    """A panel for every net: error of the worst layer against passes."""
-    nets = results["nets"]
-    columns = min(4, len(nets))
-    rows = -(-len(nets) // columns)
-    with report.figure(
-        folder / "passes.png",
-        rows=rows,
-        columns=columns,
-        figsize=(3.4 * columns, 3.0 * rows),
-    ) as panels:
-        for panel, (net, found) in zip(panels.flat, nets.items(), strict=False):
-            for name, errors in found["errors"].items():
-                row = report.array(errors)
-                panel.plot(range(1, len(row)), row[1:], label=name, **STYLES[name])
-            panel.set(xscale="log", yscale="log", title=net, ylim=(1e-7, 30))
-            panel.title.set_fontsize(9)
-            panel.set_xlabel("passes")
-        for panel in panels.flat[len(nets) :]:
-            panel.set_visible(False)
-        panels[0, 0].set_ylabel("error of the worst layer")
-        panels[0, 0].legend(frameon=False, fontsize=7)
-    with report.figure(folder / "cosine.png", figsize=(5.4, 3.6)) as panels:
-        panel = panels[0, 0]
-        for net, found in nets.items():
-            cosine = report.array(found["cosine_to_backprop"])
-            panel.plot(
-                np.linspace(0, 1, len(cosine)), cosine, marker="o", ms=3, label=net
-            )
-        panel.axhline(0, color="black", lw=0.6)
-        panel.set(
-            xlabel="layer, from the first (0) to the last (1)",
-            ylabel="cosine of equilibrium to backprop",
-        )
-        report.legend_beside(panel, fontsize=8)
 
 
 EXPERIMENT = Experiment(
@@ -317,10 +246,7 @@ EXPERIMENT = Experiment(
         ),
     },
     measure=measure,
-    plot=plot,
-    claims=claims,
+    plot=shown.plot,
+    claims=shown.claims,
 )
 main = partial(execute, EXPERIMENT)
-
-if __name__ == "__main__":
-    cli(main, Config)
