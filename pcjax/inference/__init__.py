@@ -11,13 +11,8 @@ keeps what is known.
 from pcjax.inference.ancestral import ancestral
 from pcjax.inference.bb import barzilai_borwein
 from pcjax.inference.curvature import largest_curvature
-from pcjax.inference.equilibrium import (
-    Equilibrium,
-    infer_to_equilibrium,
-    linear_equilibrium,
-)
-from pcjax.inference.held import held
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.inference.held import held
 from pcjax.inference.kernel import Inference, Method
 from pcjax.inference.langevin import langevin
 from pcjax.inference.methods import error_based, infer, sequential, simultaneous
