@@ -266,6 +266,10 @@ def test_what_the_guard_takes_for_too_large(dtype, value, fits, x64):
     assert finite.fits(jnp.array([0.0, -value], dtype)) == fits
 
 
+def test_magnitudes_of_half_precision_are_added_up_in_float32():
+    assert finite.fits(jnp.full(100, 1e3, jnp.float16))  # the sum is no float16
+
+
 def test_the_first_of_several_refused_steps_is_named():
     params = {"w": jnp.ones(2)}
     state = finite.guard(optax.sgd(0.1)).init(params)

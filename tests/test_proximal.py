@@ -599,6 +599,11 @@ def test_a_newton_step_stops_where_it_is_told():
         assert found.converged == (found.residual <= 1e-6)
         assert found.num_steps == -1
     assert min(residuals[:2]) > 1e-6 > residuals[2]
+    for factor, converged in ((0.99, False), (1.01, True)):
+        found = newton_step(
+            quadratic, theta, beta, tolerance=factor * residuals[1], max_steps=3
+        )
+        assert found.converged == converged
     # No more is solved than was asked for.
     rough = newton_step(quadratic, theta, beta, tolerance=0.1)
     assert residuals[2] < rough.residual <= 0.1
