@@ -76,7 +76,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         for panel in panels.flat[len(nets) :]:
             panel.set_visible(False)
         panels[0, 0].set_ylabel("error of the worst layer")
-        panels[0, 0].legend(frameon=False, fontsize=7)
+        report.legend_beside(panels[0, -1], fontsize=8)
     with report.figure(folder / "cosine.png", figsize=(5.4, 3.6)) as panels:
         panel = panels[0, 0]
         for net, found in nets.items():
