@@ -24,6 +24,7 @@ from pcjax import (
     backprop,
     evaluation,
     finite,
+    measures,
     newton,
     normalised,
     proximal,
@@ -60,6 +61,26 @@ IMAGES_NET = problems.make(
         )
     ),
     (3, 3, 2),
+)
+DECODER = pcjax.Network((pcjax.prior(3, learned=True), pcjax.dense(2, jnp.tanh)))
+RESIDUAL = problems.make(
+    pcjax.Network(
+        (
+            *pcjax.residual_mlp([3, 4, 4, 4], parametrisation=pcjax.mupc).layers,
+            pcjax.residual(pcjax.dense(4, jnp.tanh)),
+            pcjax.dense(2),
+        )
+    ),
+    (3,),
+)
+POOLED = problems.make(
+    pcjax.Network(
+        (
+            pcjax.conv(3, (3, 3), (1, 1), padding=(1, 1), pool=pcjax.max_pool()),
+            pcjax.conv(2, (1, 1), (1, 1), pool=pcjax.average_pool()),
+        )
+    ),
+    (4, 4, 2),
 )
 CODER = problems.make(pcjax.autoencoder([6, 3, 6]), (6,))
 IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3) * 20
@@ -191,6 +212,83 @@ def theorem(params, inputs, targets):
     )
 
 
+def nudges(*arrays):
+    rule = partial(pcjax.value_and_grad, NETWORK, METHOD)
+    return (
+        pcjax.nudged(rule, -0.3)(*arrays),
+        pcjax.centred(rule, 0.3, clamp=pcjax.free_nudge)(*arrays),
+        pcjax.nudge(0.3)(arrays[2], arrays[2], arrays[2], first=arrays[2]),
+    )
+
+
+def relatives(*arrays):
+    learn = pcjax.value_and_grad(NETWORK, METHOD, gamma=pcjax.decaying(0.5))
+    spiking = {"gamma": pcjax.spiking(0.1), "learning_gamma": pcjax.spiking(0.1)}
+    return (
+        learn(*arrays)[1],
+        pcjax.forward_update(NETWORK, METHOD, **spiking)(*arrays)[1],
+        pcjax.z_il(NETWORK)(*arrays)[1],
+        pcjax.augmented_lagrangian(NETWORK, 3, 0.1)(*arrays)[1],
+    )
+
+
+def without_a_rate(*arrays):
+    method = pcjax.error_based(5, pcjax.barzilai_borwein())
+    learn = pcjax.at_equilibrium.value_and_grad(
+        NETWORK, method, tolerance=1e-2, fallback=pcjax.newton_cg(2, cg_steps=2)
+    )
+    found = measures.make_measures(NETWORK, learn, num_products=2)(*arrays)
+    return (
+        learn(*arrays)[1],
+        pcjax.largest_curvature(NETWORK, method, *arrays, num_products=2),
+        found.backprop,
+        measures.likeness(arrays[0], arrays[0]),
+    )
+
+
+def generative(_, inputs, targets):
+    """Of data with a missing value, by a decoder whose latent is held in part."""
+    theta = DECODER.init(jax.random.key(0), pcjax.no_inputs(1))
+    data = pcjax.observed(targets, np.tile([True, False], (4, 1)))
+    batch = pcjax.no_inputs(4), data
+    hidden = pcjax.ancestral(DECODER, theta, batch[0], key=jax.random.key(1))[:-1]
+    known = {"output": pcjax.masked(pcjax.identity)}
+    held = pcjax.held(METHOD, [np.tile([True, False, False], (4, 1))])
+    rule = partial(pcjax.value_and_grad, DECODER, METHOD, **known)
+    chain = pcjax.value_and_grad(DECODER, pcjax.langevin(3, 0.1), **known)
+    params = pcjax.Precise(theta, [jnp.zeros(()), jnp.zeros(())])
+    amortiser = pcjax.mlp([2, 3])
+    both = pcjax.Amortised(theta, amortiser.init(jax.random.key(2), targets))
+    free = pcjax.free_output(DECODER)
+    return (
+        pcjax.infer(DECODER, held, theta, *batch, hidden=hidden, **known).state,
+        free.apply(free.init(jax.random.key(0), batch[0]), batch[0]),
+        pcjax.averaged(chain, 2, warm_up=rule())(theta, *batch, key=jax.random.key(3)),
+        pcjax.with_precisions(lambda gamma: rule(gamma=gamma))(params, *batch)[1],
+        pcjax.amortised(rule(), DECODER, amortiser)(both, *batch)[1],
+        training.generation()(IMAGES, LABELS),
+    )
+
+
+def more_nets(_, inputs, targets):
+    """Nets of the kinds that have no place in the others, and augmented images."""
+    images = jnp.tile(inputs[:, :1, None, None], (1, 4, 4, 2))
+    augment = training.augmented(
+        training.classification(2),
+        training.random_flip,
+        training.padded_crop(1),
+        training.random_crop(3, 3),
+    )
+    pixels = np.arange(4 * 4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 4, 3)
+    both = pcjax.bidirectional([3, 4, 2])
+    return (
+        pcjax.feedforward(*RESIDUAL[:2], inputs),
+        pcjax.feedforward(*POOLED[:2], images),
+        both.apply(both.init(jax.random.key(0), inputs), inputs),
+        augment(pixels, LABELS, key=training.batch_keys(jax.random.key(0), 0, 1)[0]),
+    )
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -204,14 +302,22 @@ CALLS: dict[str, Callable[..., Any]] = {
         newton_steps,
         implicit_step,
         theorem,
+        nudges,
+        relatives,
+        without_a_rate,
+        generative,
+        more_nets,
     )
 }
 # All places are traced, which is where most fail; these are compiled, too.
 COMPILED = {"vmap", "shard_map"}
 LONG = {"implicit_step"}  # not even these
-# They look at numbers, at several inputs of their own or at devices.
+# They look at numbers, at several inputs of their own or at devices, or make networks
+# of what is called above.
 ON_THE_HOST = {
     "check_separate",
+    "decoder",
+    "depth_mup",
     "device_data",
     "diagnose",
     "layer_names",
@@ -223,7 +329,9 @@ ON_THE_HOST = {
     "replicated",
     "split_batches",
     "split_features",
+    "standard",
     "state_shardings",
+    "vgg",
 }
 
 

@@ -15,6 +15,7 @@ from pcjax.inference.state import Problem
 from pcjax.networks.network import Network, Params, check_batch
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
 from pcjax.numerics.compiled import hashable, once_compiled
+from pcjax.numerics.devices import varying_as
 
 
 def largest_curvature(
@@ -81,7 +82,7 @@ def _largest(problem, of_errors, num_products, params, inputs, targets):
         jax.random.normal(key, h.shape, h.dtype)
         for key, h in zip(keys, place, strict=True)
     ]
-    return lanczos(lambda v: pull(v)[0], start, num_products)
+    return lanczos(lambda v: pull(v)[0], varying_as(place, start), num_products)
 
 
 def lanczos(times, start, num_products) -> jax.Array:

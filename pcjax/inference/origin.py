@@ -32,6 +32,7 @@ from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.near import near_of, shifted
 from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import widened
+from pcjax.numerics.devices import varying_as
 from pcjax.numerics.hooks import call_at
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
@@ -114,6 +115,7 @@ class Origin:
     ) -> None:
         """Makes the forward pass."""
         self.problem, self._first = problem, tuple(params)
+        inputs = varying_as(targets, inputs)  # which may be made of nothing
         self._inputs, self._targets = self.data = inputs, targets
         network = problem.network
         self._reads = network.reads
