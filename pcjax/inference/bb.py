@@ -52,7 +52,10 @@ class BarzilaiBorwein:
         along, square = inner(state.moves, change), inner(change, change)
         step = jnp.where(along > 0, along / _or_one(square), state.step_size / 2)
         step = jnp.clip(step, self.smallest, self.largest)
-        return jnp.where(square > 0, step, state.step_size)
+        # At the start nothing has moved, though the gradient made again may round
+        # otherwise.
+        moved = (inner(state.moves, state.moves) > 0) & (square > 0)
+        return jnp.where(moved, step, state.step_size)
 
 
 def barzilai_borwein(
