@@ -42,6 +42,7 @@ demo: $(VENV)/.experiments  ## Compare eight methods on handwritten digits, into
 	$(BIN)/python -m experiments.quickstart --out $(OUT)
 
 docs: $(VENV)/.docs  ## Build the site into docs/_build/html, its pages executed
+	rm -rf docs/api/generated  # pages of names that are gone
 	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -W --keep-going -q -E docs docs/_build/html
 	@echo "Written: docs/_build/html/index.html"
 
