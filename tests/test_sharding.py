@@ -37,7 +37,7 @@ def _finish(*processes):
     """Waits for all of them, and leaves none behind."""
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=600)
+            output, _ = process.communicate(timeout=1800)
             assert process.returncode == 0, output
     finally:
         for process in processes:
