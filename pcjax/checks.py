@@ -25,6 +25,17 @@ def check_count(function: str, name: str, value: Any) -> None:
         raise ValueError(f"{function}: {name} must be an int >= 1, got {value!r}.")
 
 
+def check_single(
+    function: str, name: str, value: Any, expected: str = "a single number"
+) -> None:
+    """Refuses an array where one number is due."""
+    if np.ndim(value):
+        raise ValueError(
+            f"{function}: {name} must be {expected}, got an array of shape "
+            f"{np.shape(value)}."
+        )
+
+
 _TRANSFORM = ("init", "update"), "an optax transform"
 _CLAMP = ("__call__",), "a clamp, such as pcjax.full_clamp"
 _PARTS = {

@@ -28,9 +28,7 @@ from pcjax.networks.network import (
 )
 from pcjax.networks.outputs import Output, identity, widened
 from pcjax.numerics.hooks import call_at
-from pcjax.numerics.weights import is_zero as is_zero
-from pcjax.numerics.weights import scaled
-from pcjax.numerics.weights import weigh as weigh
+from pcjax.numerics.weights import is_zero, scaled
 
 # A number, one value per layer, [layers, B], one per feature of a layer, or a function
 # (activities, errors) -> one of these, called at every inference iteration; it may have

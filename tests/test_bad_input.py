@@ -352,3 +352,25 @@ LINEN_CONV = Network((pcjax.dense(4), pcjax.from_linen(nn.Conv(2, (3, 3, 3)))))
 def test_networks_that_cannot_be(call, kind, message):
     with pytest.raises(kind, match=f"(?s){message}"):
         call()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: pcjax.soft_clamp(x),
+        lambda x: pcjax.nudge(x),
+        lambda x: pcjax.free_nudge(x),
+        lambda x: pcjax.sequential(2, x),
+        lambda x: pcjax.langevin(2, 0.1, temperature=x),
+        lambda x: pcjax.langevin(2, 0.1, momentum=x),
+        lambda x: pcjax.spiking(x),
+        lambda x: pcjax.decaying(x),
+        lambda x: pcjax.barzilai_borwein(largest=x),
+        lambda x: pcjax.augmented_lagrangian(pcjax.mlp([3, 2, 2]), 2, x),
+        lambda x: pcjax.augmented_lagrangian(pcjax.mlp([3, 2, 2]), 2, 0.1, rho=x),
+    ],
+)
+def test_an_array_is_no_single_number(make):
+    """It would broadcast over examples or features."""
+    with pytest.raises(ValueError, match=r"must be a .*number.*shape \(2,\)"):
+        make(jnp.array([0.1, 0.2]))

@@ -477,3 +477,23 @@ def test_bad_input_is_refused(name):
     call, error, text = BAD[name]
     with pytest.raises(error, match=text):
         call()
+
+
+def test_what_moves_everything_refuses_a_method_that_holds():
+    """Newton steps and curvatures are of all coordinates; kinks cannot be told."""
+    network = pcjax.mlp([3, 4, 2], jnp.tanh)
+    inputs, targets = jnp.ones((2, 3)), jnp.ones((2, 2))
+    batch = network.init(jax.random.key(0), inputs), inputs, targets
+    seen = jnp.tile(jnp.arange(4) < 2, (2, 1))
+    method = pcjax.held(pcjax.simultaneous(20, pcjax.barzilai_borwein()), [seen])
+    with pytest.raises(ValueError, match=r"fallback: expected .*pcjax\.held"):
+        pcjax.infer_to_equilibrium(network, method, *batch, fallback=pcjax.newton_cg())
+    with pytest.raises(ValueError, match=r"largest_curvature: expected .*pcjax\.held"):
+        pcjax.largest_curvature(network, method, *batch)
+    rest = pcjax.infer_to_equilibrium(network, method, *batch, tolerance=1e-4)
+    assert rest.kinks is None
+    assert rest.converged.all()
+    start, _ = pcjax.feedforward(network, *batch[:2])
+    moved = rest.state.activities[1] - start
+    assert (moved[:, :2] == 0).all()
+    assert (moved[:, 2:] != 0).all()

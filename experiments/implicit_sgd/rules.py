@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 import pcjax
-from pcjax.energy import Weights, error_weights, weigh
+from pcjax.energy import Weights, error_weights
+from pcjax.numerics.weights import weigh
 from pcjax.optimizers.normalised import normalised_step_size
 from pcjax.theory.theorem1 import (
     inference_step,

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcjax.energy import weigh
 from pcjax.inference.state import InferenceState
 from pcjax.networks.network import Network, Params
+from pcjax.numerics.weights import weigh
 from pcjax.optimizers.normalised import normalised_step_size, squared_norms
 
 # The step sizes alpha_0..alpha_{L-1} at a state, numbers or [B] each.

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_float, check_non_negative
-from pcjax.energy import Weights, error_weights, is_zero, weigh
+from pcjax.checks import check_float, check_non_negative, check_single
+from pcjax.energy import Weights, error_weights
 from pcjax.networks.network import Network, Params, feedforward
+from pcjax.numerics.weights import is_zero, weigh
 
 
 def ancestral(
@@ -52,8 +53,10 @@ def ancestral(
     Raises:
       TypeError: if inputs, parameters or what is given are not floats.
       ValueError: if they do not fit the network, if there are precisions that are a
-        function, or 0 where there is something to draw, or the temperature is negative.
+        function, or 0 where there is something to draw, or the temperature is negative
+        or an array.
     """
+    check_single("ancestral", "temperature", temperature)
     check_non_negative("ancestral", "temperature", temperature)
     shapes = jax.eval_shape(partial(feedforward, network), params, inputs)
     given, count = _checked(given or {}, shapes), len(network.layers)

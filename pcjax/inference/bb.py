@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_non_negative
+from pcjax.checks import check_non_negative, check_single
 from pcjax.inference.kernel import Method
 from pcjax.inference.slopes import (
     Arrays,
@@ -88,6 +88,7 @@ def barzilai_borwein(
     Reference: Barzilai and Borwein, Two-point step size gradient methods, 1988.
     """
     for name, value in (("smallest", smallest), ("largest", largest)):
+        check_single("barzilai_borwein", name, value)
         check_non_negative("barzilai_borwein", name, value)
     if not 0 < smallest <= largest:
         raise ValueError(

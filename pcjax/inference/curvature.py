@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pcjax.checks import check_count, check_parts
 from pcjax.energy import Weights
-from pcjax.inference.kernel import Method
+from pcjax.inference.kernel import Method, moves_errors
 from pcjax.inference.origin import Origin
 from pcjax.inference.slopes import activity_slopes, error_slopes, inner, per_example
 from pcjax.inference.state import Problem
@@ -53,14 +53,15 @@ def largest_curvature(
       [B]; 0 for networks without hidden layers.
 
     Raises:
-      TypeError, ValueError: as `infer`, or if `num_products` is no int >= 1.
+      TypeError, ValueError: as `infer`, or if `num_products` is no int >= 1, or the
+        method holds elements (`held`).
     """
     name = "largest_curvature"
     check_parts(name, network=network, method=method, output=output, clamp=clamp)
     check_batch(name, network, params, inputs, targets)
     check_count(name, "num_products", num_products)
     problem = Problem(network, output, clamp, hashable(gamma), hashable(decay), name)
-    parts = (problem, method.look is Origin.rebuild, num_products)
+    parts = (problem, moves_errors(name, method), num_products)
     return once_compiled(_largest, parts, (tuple(params), inputs, targets))
 
 

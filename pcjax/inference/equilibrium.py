@@ -86,8 +86,9 @@ def infer_to_equilibrium(
     Raises:
       TypeError: if inputs, targets or parameters are not floats, or method, output or
         clamp is no such thing.
-      ValueError: if the arguments do not fit the network, or `tolerance` is negative
-        or infinite.
+      ValueError: if the arguments do not fit the network, `tolerance` is negative
+        or infinite, or there is a fallback, which moves all, for a method that holds
+        elements (`held`).
     """
     check_parts("infer_to_equilibrium", method=method, output=output, clamp=clamp)
     check_batch("infer_to_equilibrium", network, params, inputs, targets)

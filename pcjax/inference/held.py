@@ -20,7 +20,8 @@ def held(method: Method, masks: Sequence[Mask]) -> Method:
     """The method with elements of hidden activities held at where they start.
 
     So latents or, with `free_output`, data are clamped in part: `hidden=` says at what.
-    Their gradients are 0 for all purposes, also for `infer_to_equilibrium`.
+    Their gradients are 0 for all purposes, also for `infer_to_equilibrium`, whose
+    fallback is refused: it would move them.
 
     Args:
       method: what moves the others, in the activities: any but `error_based`.

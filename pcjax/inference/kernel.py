@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcjax.energy import is_zero
 from pcjax.inference.front import Front, fronts
 from pcjax.inference.keys import example_keys
 from pcjax.inference.origin import Origin, View
 from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.network import Params
+from pcjax.numerics.weights import is_zero
 
 OptState = Any  # state of what moves the activities
 Trace = Callable[[InferenceState], Any]
@@ -90,6 +90,19 @@ class Run(NamedTuple):
     inference: Inference
     origin: Origin
     final: View  # its pulls are of the params
+
+
+def moves_errors(function: str, method: Method) -> bool:
+    """Whether the errors are what a method moves; refuses one that holds elements.
+
+    For what looks at all coordinates by itself, and would move what is held.
+    """
+    if method.look not in (Origin.look, Origin.rebuild):
+        raise ValueError(
+            f"{function}: expected a method that moves every hidden activity or error, "
+            "got one that holds some of them (pcjax.held)."
+        )
+    return method.look is Origin.rebuild
 
 
 def begin(

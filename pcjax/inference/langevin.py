@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from pcjax.checks import check_non_negative, check_real
+from pcjax.checks import check_non_negative, check_real, check_single
 from pcjax.inference.kernel import Method
 from pcjax.inference.movers import make_mover
 
@@ -64,12 +63,10 @@ def langevin(
     """
     make_mover("langevin", num_steps, step_size, None)
     if not callable(temperature):
-        if np.ndim(temperature):
-            raise ValueError(
-                "langevin: temperature must be a number or a schedule, got an array "
-                f"of shape {np.shape(temperature)}."
-            )
+        expected = "a number or a schedule"
+        check_single("langevin", "temperature", temperature, expected)
         check_non_negative("langevin", "temperature", temperature)
+    check_single("langevin", "momentum", momentum)
     check_real("langevin", "momentum", momentum)
     if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
         raise ValueError(f"langevin: momentum must be in [0, 1), got {momentum}.")

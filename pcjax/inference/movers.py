@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from pcjax.checks import check_non_negative, check_parts
+from pcjax.checks import check_non_negative, check_parts, check_single
 from pcjax.inference.keys import holds_keys, with_keys
 
 
@@ -108,10 +107,6 @@ def make_mover(function, num_steps, step_size, optimizer):
         one = jax.ShapeDtypeStruct((1,), jnp.float32)
         return Transform(optimizer, holds_keys(jax.eval_shape(optimizer.init, one)))
     if not callable(step_size):
-        if np.ndim(step_size):
-            raise ValueError(
-                f"{function}: step_size must be a number or a schedule, got an array "
-                f"of shape {np.shape(step_size)}."
-            )
+        check_single(function, "step_size", step_size, "a number or a schedule")
         check_non_negative(function, "step_size", step_size)
     return Descent(step_size)

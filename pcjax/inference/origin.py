@@ -24,8 +24,6 @@ from pcjax.energy import (
     Errors,
     decay_weights,
     error_weights,
-    is_zero,
-    weigh,
 )
 from pcjax.inference.front import Front
 from pcjax.inference.state import InferenceState, Problem
@@ -34,6 +32,7 @@ from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import widened
 from pcjax.numerics.devices import varying_as
 from pcjax.numerics.hooks import call_at
+from pcjax.numerics.weights import is_zero, weigh
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
 # None where not asked for)

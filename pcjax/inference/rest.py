@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcjax.inference.kernel import advance, begin
+from pcjax.inference.kernel import advance, begin, moves_errors
 from pcjax.inference.kinks import at_kinks
 from pcjax.inference.newton_cg import Local, go_on
 from pcjax.inference.origin import Origin, View
@@ -29,7 +29,8 @@ class Equilibrium(NamedTuple):
       passes: int32 [B], forward and backward sweeps: one an iteration, two for the
         first step of `barzilai_borwein`, and those of the fallback.
       kinks: bool [B], whether an example that has not converged rests at kinks, where
-        no gradient vanishes; None if the method has a rate of its own, which says less.
+        no gradient vanishes; None if the method has a rate of its own, which says less,
+        or holds elements.
     """
 
     state: InferenceState
@@ -54,6 +55,8 @@ def come_to_rest(
     problem, method, fallback, params, inputs, targets, start, tolerance, **asked
 ) -> Rest:
     """The kernel of `infer_to_equilibrium`; `asked` says what the last pulls are of."""
+    if fallback is not None:
+        moves_errors(f"{problem.function}: fallback", method)
     origin = Origin(problem, params, inputs, targets)
     look: Callable[..., View] = partial(method.look, origin)
     carry = begin(origin, method, start)
@@ -79,9 +82,11 @@ def come_to_rest(
 
     loop = (jnp.zeros((), jnp.int32), carry, zeros == 0, zeros)
     t, (shifts, _), _, counts = jax.lax.while_loop(unfinished, iterate, loop)
-    passes, prepared = counts, method.prepare is not None
-    passes = passes + 2 * prepared
-    if (fallback is not None or prepared) and shifts:
+    rateless = method.prepare is not None
+    passes = counts + 2 * rateless
+    # At what is held gradients do not vanish either, so that kinks cannot be told.
+    judged = rateless and method.look in (Origin.look, Origin.rebuild)
+    if (fallback is not None or judged) and shifts:
         local = _local(origin, t, scale, tolerance)
         errors = look(shifts, t).state.errors[:-1]
         if fallback is not None:
@@ -91,7 +96,7 @@ def come_to_rest(
     norm = norm_of(slopes_of(look(shifts, t) if asked else view))
     energies = [state_energy(problem, x.state, s) for x, s in ((view, t), (initial, 0))]
     found = report(view.state, norm, scale, counts, tolerance, *energies, passes)
-    if prepared and shifts:
+    if judged and shifts:
         kinks = ~found.converged & at_kinks(local, errors)
         found = found._replace(kinks=kinks)
     return Rest(found, origin, view)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from pcjax.energy import weigh
 from pcjax.inference.origin import Gradient, View
 from pcjax.inference.state import InferenceState
 from pcjax.networks.outputs import widened
+from pcjax.numerics.weights import weigh
 
 Arrays = tuple[jax.Array, ...]  # one of every hidden activity or error, [B, ...]
 Slopes = Callable[[InferenceState, Gradient], Arrays]

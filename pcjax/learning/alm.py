@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_count, check_non_negative, check_parts
+from pcjax.checks import check_count, check_non_negative, check_parts, check_single
 from pcjax.inference.origin import Origin
 from pcjax.inference.slopes import Arrays, slope_of
 from pcjax.inference.state import Problem, state_energy
@@ -59,12 +59,13 @@ def augmented_lagrangian(
 
     Raises:
       TypeError: if network or output is no such thing, or a number not real.
-      ValueError: if T < 1 or a number is negative or infinite.
+      ValueError: if T < 1 or a number is negative, infinite or an array.
     """
     name = "augmented_lagrangian"
     check_parts(name, network=network, output=output)
     check_count(name, "num_steps", num_steps)
     for text, value in (("step_size", step_size), ("rho", rho), ("alpha", alpha)):
+        check_single(name, text, value)
         check_non_negative(name, text, value)
     problem = Problem(network, output, full_clamp, 1.0, 0.0, name)
     rule = _Rule(num_steps, step_size, rho, alpha)

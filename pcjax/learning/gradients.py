@@ -12,7 +12,6 @@ from pcjax.energy import (
     Weights,
     check_activities,
     free_energy,
-    weigh,
 )
 from pcjax.inference.kernel import Method, run
 from pcjax.inference.methods import check_start
@@ -22,6 +21,7 @@ from pcjax.networks.network import Network, Params, check_batch
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
 from pcjax.numerics.compiled import hashable, once_compiled
 from pcjax.numerics.hooks import call_at
+from pcjax.numerics.weights import weigh
 
 
 class Info(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pcjax.checks import check_non_negative, check_parts
+from pcjax.checks import check_non_negative, check_parts, check_single
 from pcjax.energy import Weights, error_weights
 from pcjax.inference.kernel import Method, Run, run
 from pcjax.inference.methods import check_start, simultaneous
@@ -109,8 +109,9 @@ def spiking(alpha: Any = 0.0) -> Weights:
       A function of `(activities, errors, t)` for `gamma`.
 
     Raises:
-      ValueError: if alpha is negative or infinite.
+      ValueError: if alpha is negative, infinite or an array.
     """
+    check_single("spiking", "alpha", alpha)
     check_non_negative("spiking", "alpha", alpha)
     return partial(_spike, alpha)
 
@@ -128,8 +129,9 @@ def decaying(rate: Any) -> Weights:
       A function of `(activities, errors, t)` for `gamma`; the output keeps 1.
 
     Raises:
-      ValueError: if the rate is negative or infinite.
+      ValueError: if the rate is negative, infinite or an array.
     """
+    check_single("decaying", "rate", rate)
     check_non_negative("decaying", "rate", rate)
     return partial(_decay, rate)
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
 
 from pcjax.checks import check_float, check_parts, check_sequence
 
@@ -89,8 +90,6 @@ def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
 
 def _unboxed(tree: Params) -> Params:
     """Shapes without the boxes (`nn.Partitioned`) that layers of linen can spare."""
-    from flax.core import meta  # takes a while, and few need it
-
     return jax.eval_shape(meta.unbox, tree)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcjax.checks import check_real
+from pcjax.checks import check_real, check_single
 from pcjax.networks.outputs import Clamp
 
 
@@ -70,11 +70,7 @@ def free_nudge(beta: Any) -> Clamp:
 
 def check_beta(function: str, beta: Any) -> None:
     """Refuses what is no single real number, and unless traced what is not finite."""
-    if np.ndim(beta):
-        raise ValueError(
-            f"{function}: beta must be a single number, got an array of shape "
-            f"{np.shape(beta)}."
-        )
+    check_single(function, "beta", beta)
     check_real(function, "beta", beta)
     if not isinstance(beta, jax.core.Tracer) and not np.isfinite(beta):
         raise ValueError(f"{function}: beta must be finite, got {beta}.")

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from pcjax.checks import check_non_negative
+from pcjax.checks import check_non_negative, check_single
 
 # (targets, outputs, activity) -> h_L; outputs = sigma(p_L), activity = h_{L-1}. If it
 # has such arguments, also `t`, the iteration, and `first`, the feed-forward outputs.
@@ -129,11 +128,7 @@ def soft_clamp(gamma: Any) -> Clamp:
       TypeError: if `gamma` is not real.
       ValueError: if it is negative or no single number.
     """
-    if np.ndim(gamma):
-        raise ValueError(
-            "soft_clamp: gamma must be a single number, got an array of shape "
-            f"{np.shape(gamma)}."
-        )
+    check_single("soft_clamp", "gamma", gamma)
     check_non_negative("soft_clamp", "gamma", gamma)
 
     return _SoftClamp(gamma)

@@ -49,7 +49,14 @@ Parametrisation = Callable[[Place], Scaling | None]
 
 
 def standard(place: Place) -> None:
-    """The reference initialisation, U(-1/sqrt(fan in), 1/sqrt(fan in)), no scaling."""
+    """The reference initialisation, U(-1/sqrt(fan in), 1/sqrt(fan in)), no scaling.
+
+    Args:
+      place: where the layer stands.
+
+    Returns:
+      None: the layer stays as it is.
+    """
     del place
 
 
@@ -60,6 +67,12 @@ def mupc(place: Place) -> Scaling:
     layers with skips (`1/sqrt(N)` without) and `1/N` in the output. The variance of
     activities is then the same over width and depth. What one step of Adam changes in
     the logits is not: in hidden layers it grows as `sqrt(N L)`; see `depth_mup`.
+
+    Args:
+      place: where the layer stands.
+
+    Returns:
+      How its weights are drawn and scaled.
 
     Reference: second-hand, Innocenti et al., muPC, 2025; Yang et al., Tensor programs
     VI, 2023.
@@ -74,6 +87,12 @@ def depth_mup(place: Place) -> Scaling:
     `N(0, 1/a^2)` and multiplied by `a^2`, with the `a` of `mupc`, so that a step of
     Adam, whose entries are of the size of the rate, changes a hidden prediction by
     `1/sqrt(N L)` of what it does there, and the logits alike at every width and depth.
+
+    Args:
+      place: where the layer stands.
+
+    Returns:
+      How its weights are drawn and scaled.
     """
     if place.layer in (0, place.depth - 1):
         return mupc(place)

@@ -94,7 +94,15 @@ def normalised(prepare: Prepare, mean: Any, deviation: Any) -> Prepare:
 
 
 def random_flip(key: jax.Array | None, images: jax.Array) -> jax.Array:
-    """Mirrors every image from left to right with probability 1/2."""
+    """Mirrors every image from left to right with probability 1/2.
+
+    Args:
+      key: a random key; None mirrors nothing.
+      images: [B, H, W, C].
+
+    Returns:
+      [B, H, W, C], of the same dtype.
+    """
     if key is None:
         return images
     flips = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))

@@ -68,7 +68,20 @@ Measure = Callable[[Sequence[Params], jax.Array, jax.Array], Measures]
 
 
 def likeness(grads: Sequence[Params], others: Sequence[Params]) -> Likeness:
-    """Cosine and ratio of lengths of two gradients, layer by layer."""
+    """Cosine and ratio of lengths of two gradients, layer by layer.
+
+    `<g, o> / (||g|| ||o||)` and `||g|| / ||o||`, over all entries of a layer.
+
+    Args:
+      grads: of L layers, a pytree each.
+      others: the same of another rule.
+
+    Returns:
+      Two arrays [L].
+
+    Raises:
+      ValueError: if they are not of as many layers and arrays.
+    """
 
     def dot(one, other):
         pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
