@@ -11,9 +11,14 @@ import jax
 import jax.experimental
 import pytest
 
-# Nearly all of the time goes into compiling small programs. The rewriting of a program
-# and its products stay what they are; only the machine code is less polished.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Nearly all of the time would go into compiling small programs. The rewriting of a
+# program and its products stay what they are; only the machine code is less polished,
+# and made in one piece.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 # A [B] array that meets a [B, D] array by mistake must not broadcast in silence.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,15 +13,6 @@ from flax import nnx
 
 import pcjax
 from pcjax.networks.network import Layer, Network
-
-# The programs of tests run a few times: what counts is how fast they compile.
-quick_jit = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 
 _compiled: list[str] = []
 

@@ -5,7 +5,6 @@ move of their layer: early layers move little, and comparing the activities them
 would let a wrong move pass.
 """
 
-import functools
 import itertools
 
 import jax
@@ -32,15 +31,6 @@ from tests.reference.both_sides import (
 
 RTOL = 1e-10
 RATE = 0.3  # step size of the weights
-
-# These programs run once: compiling them quickly matters more than their speed.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 
 NETS = ["dense", "relu", "conv", "residual"]
 FACTORS = Config(
@@ -157,7 +147,7 @@ def check_start(problem, info, setting, rtol):
     assert_close(info.initial_energy, energies, rtol, name="initial energy")
 
 
-def check_training_iteration(config, dtype, rtol, jit):
+def check_training_iteration(config, dtype, rtol):
     """States, energies and weight gradients."""
     problem = over_batch.rounded(
         cases.make_problem(config.net, config.output, BATCH), dtype
@@ -175,7 +165,7 @@ def check_training_iteration(config, dtype, rtol, jit):
         decay=given.decay,
         trace=lambda state: state,
     )
-    (energy, info), grads = jit(grad_fn)(params, inputs, targets)
+    (energy, info), grads = jax.jit(grad_fn)(params, inputs, targets)
     assert energy.dtype == dtype
     check_states(problem, history, info.trace, rtol)
     check_start(problem, info, oracle, rtol)
@@ -188,7 +178,7 @@ def check_training_iteration(config, dtype, rtol, jit):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=config_name)
 def test_training_iteration(x64, config):
-    check_training_iteration(config, np.float64, RTOL, quick_jit)
+    check_training_iteration(config, np.float64, RTOL)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +192,7 @@ def test_training_iteration(x64, config):
     ids=config_name,
 )
 def test_training_iteration_in_float32(config):
-    check_training_iteration(config, np.float32, 1e-5, jax.jit)
+    check_training_iteration(config, np.float32, 1e-5)
 
 
 # An error needs 8 iterations to pass all hidden layers, if none moves by decay.
@@ -213,7 +203,7 @@ DEEP = DEEP._replace(step_size="large")
 @pytest.mark.parametrize("num_steps", [5, 6, 8, 9, 11])
 def test_error_passes_a_deep_network(x64, num_steps):
     config = DEEP._replace(num_steps=num_steps)
-    check_training_iteration(config, np.float64, RTOL, quick_jit)
+    check_training_iteration(config, np.float64, RTOL)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -224,7 +214,7 @@ def test_one_weight_layer_has_nothing_to_infer(x64, method):
     grad_fn = pcjax.value_and_grad(
         *(network, given.method(2, EPS)), output=pcjax.softmax, clamp=given.clamp
     )
-    (energy, _), grads = quick_jit(grad_fn)(*batch)
+    (energy, _), grads = jax.jit(grad_fn)(*batch)
     (start,) = over_batch.history(problem, 0, oracle, inference.GradientDescent(EPS))
     assert_close(energy, over_batch.energies(problem, start, oracle).mean(), RTOL)
     assert_trees_close(grads, over_batch.gradient(problem, start, oracle.gamma), RTOL)
@@ -286,7 +276,7 @@ def test_activities_moved_by_an_optimizer(x64, net, name, num_steps, method):
             trace=lambda state: state,
         )
 
-    result = quick_jit(run)(*batch)
+    result = jax.jit(run)(*batch)
     check_states(problem, history, result.trace, RTOL)
     for state, row in [(result.initial, 0), (result.state, -1)]:
         recorded = jax.tree.map(lambda leaf, row=row: leaf[row], result.trace)
@@ -311,7 +301,7 @@ def test_learning_clamp(x64, net, learning_clamp, method):
         gamma=given.gamma,
         learning_clamp=library_clamp,
     )
-    (energy, _), grads = quick_jit(grad_fn)(*batch)
+    (energy, _), grads = jax.jit(grad_fn)(*batch)
     final = over_batch.history(problem, 3, oracle, inference.GradientDescent(EPS))[-1]
     output_targets = [
         inference.set_output(problem.layers, problem.output, h, target, oracle_clamp)[
@@ -363,7 +353,7 @@ def test_incremental(x64, config):
         gamma=given.gamma,
         decay=given.decay,
     )
-    new, _, (energy, info) = quick_jit(step)(params, tx.init(params), inputs, targets)
+    new, _, (energy, info) = jax.jit(step)(params, tx.init(params), inputs, targets)
 
     assert_weight_moves_close(problem, new, layers)
     check_start(problem, info, oracle, RTOL)
@@ -409,7 +399,7 @@ def test_free_energy_and_its_gradients(x64, net, output):
         )
         return autodiff, local
 
-    ((slopes, moves), (terms, energies)), local = quick_jit(run)(params, batched[1:-1])
+    ((slopes, moves), (terms, energies)), local = jax.jit(run)(params, batched[1:-1])
 
     per_example = list(zip(activities, gammas, decays, strict=True))
     expected = [
@@ -444,7 +434,7 @@ def test_backprop(x64, net, output):
     problem = cases.make_problem(net, output, BATCH)
     network, *batch = to_library(problem)
     grad_fn = pcjax.backprop.value_and_grad(network, output=OUTPUTS[output])
-    (energy, info), grads = quick_jit(grad_fn)(*batch)
+    (energy, info), grads = jax.jit(grad_fn)(*batch)
     examples = list(zip(problem.xs, problem.targets, strict=True))
     gradient = learning.batch_mean(
         [
@@ -504,7 +494,7 @@ def test_training_with_mq(x64, rate, net):
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    train_step, opt_state = quick_jit(train_step), tx.init(params)
+    train_step, opt_state = jax.jit(train_step), tx.init(params)
     for _ in range(num_iterations):
         params, opt_state = train_step(params, opt_state)
     assert_weight_moves_close(problem, params, trained.layers)

@@ -96,11 +96,11 @@ def test_the_same_key_and_epoch_give_the_same_bits_and_others_do_not():
         return first.params, second.params
 
     keys = jax.random.split(jax.random.key(5), 2)
-    run = problems.quick_jit(jax.vmap(two_epochs))
+    run = jax.jit(jax.vmap(two_epochs))
     states = jax.vmap(start)(keys)
     found = jax.tree.map(np.asarray, run(states))
     problems.assert_trees_close(found, jax.tree.map(np.asarray, run(states)), 0, 0)
-    alone = problems.quick_jit(two_epochs)(start(keys[1]))
+    alone = jax.jit(two_epochs)(start(keys[1]))
     problems.assert_trees_close(jax.tree.map(lambda x: x[1], found), alone, 0, 0)
     differ = []
     for seed, (seen, labels) in ((s, p) for s in range(2) for p in found):
@@ -137,7 +137,7 @@ def test_evaluation_and_training_without_augmentation_get_no_key():
     state = training.init_state(
         network, optax.sgd(0.1), jax.random.key(0), jnp.zeros((1, 60))
     )
-    problems.quick_jit(training.make_epoch(update, prepare, 2))(state, data)
+    jax.jit(training.make_epoch(update, prepare, 2))(state, data)
     both = training.augmented(prepare, training.random_flip)
     measure = pcjax.evaluation.classification_measures(pcjax.softmax)
     found = [

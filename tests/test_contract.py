@@ -85,7 +85,7 @@ def setup(name):
         return update(*arguments)
 
     state = tx.init(case.params)
-    return Setup(case, tx, state, update, problems.quick_jit(traced), traces)
+    return Setup(case, tx, state, update, jax.jit(traced), traces)
 
 
 def dense_case(seed=0):
@@ -122,8 +122,8 @@ def test_vmap_over_seeds_and_step_sizes_equals_a_loop(x64, name):
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(c.params for c in cases)
     )
-    mapped = problems.quick_jit(jax.vmap(run))(stacked, step_sizes)
-    run = problems.quick_jit(run)
+    mapped = jax.jit(jax.vmap(run))(stacked, step_sizes)
+    run = jax.jit(run)
     results = [run(c.params, eps) for c, eps in zip(cases, step_sizes, strict=True)]
     for index, expected in enumerate(results):
         assert_close(jax.tree.map(lambda x, i=index: x[i], mapped), expected)
@@ -139,9 +139,7 @@ def test_dtype_is_kept(x64, name, dtype):
     arguments = (case.params, state, case.inputs, case.targets)
     exact = compiled(*arguments)
     assert {leaf.dtype for leaf in jax.tree.leaves(exact)} == {jnp.dtype("float64")}
-    rough = problems.quick_jit(update)(
-        *jax.tree.map(lambda x: x.astype(dtype), arguments)
-    )
+    rough = jax.jit(update)(*jax.tree.map(lambda x: x.astype(dtype), arguments))
     assert {leaf.dtype for leaf in jax.tree.leaves(rough[0])} == {jnp.dtype(dtype)}
     # Nothing but rounding separates the precisions.
     for have, want in zip(jax.tree.leaves(rough), jax.tree.leaves(exact), strict=True):
@@ -219,7 +217,7 @@ def test_training_can_be_scanned_with_donated_weights(x64, name):
         )
         energies.append(energy)
     given = jax.tree.map(jnp.copy, (case.params, state))
-    result = problems.quick_jit(train, donate_argnums=(0, 1))(*given, batches)
+    result = jax.jit(train, donate_argnums=(0, 1))(*given, batches)
     assert_close(result, (params, opt_state, jnp.stack(energies)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 

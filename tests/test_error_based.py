@@ -45,7 +45,7 @@ def test_iterations_descend_the_energy_of_the_errors(x64, graph, output):
         errors = [e - 0.1 * slope for e, slope in zip(errors, slopes, strict=True)]
     method = pcjax.error_based(4, 0.1)
     grad_fn = pcjax.value_and_grad(case.network, method, output=chosen, gamma=0.7)
-    (_, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    (_, info), grads = jax.jit(grad_fn)(*case[1:])
     test_graphs.assert_close(info.state.errors[:-1], errors)
     activities = rebuilt(case, errors)
     start = rebuilt(case, [0 * e for e in errors])
@@ -63,12 +63,12 @@ def test_iterations_descend_the_energy_of_the_errors(x64, graph, output):
 def test_one_step_is_backprop_in_the_first_layer(x64):
     case = problems.dense_case((6, 7, 8, 5, 4), **F64)
     bp = pcjax.backprop.value_and_grad(case.network, output=pcjax.softmax)
-    _, exact = problems.quick_jit(bp)(*case[1:])
+    _, exact = jax.jit(bp)(*case[1:])
     step = 1e-3
     grad_fn = pcjax.value_and_grad(
         case.network, pcjax.error_based(1, step), output=pcjax.softmax
     )
-    _, grads = problems.quick_jit(grad_fn)(*case[1:])
+    _, grads = jax.jit(grad_fn)(*case[1:])
     scaled = jax.tree.map(lambda g: g / step, grads)
     problems.assert_trees_close(scaled[0], exact[0], rtol=1e-11, atol=1e-13)
     for have, want in zip(scaled[1:-1], exact[1:-1], strict=True):

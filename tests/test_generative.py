@@ -90,9 +90,7 @@ def test_held_latents_stay_under_any_method(x64):
     methods = (METHOD, pcjax.simultaneous(3, 0.1), pcjax.langevin(3, 0.1))
     for method in methods:
         run = partial(pcjax.infer, NETWORK, pcjax.held(method, (True, mask)))
-        state = problems.quick_jit(run)(
-            params, inputs64(), targets, hidden=hidden
-        ).state
+        state = jax.jit(run)(params, inputs64(), targets, hidden=hidden).state
         np.testing.assert_allclose(state.activities[1], hidden[0], atol=1e-14)
         moved = np.abs(state.activities[2] - hidden[1]) > 1e-12
         np.testing.assert_array_equal(moved, ~mask)
@@ -224,7 +222,7 @@ def test_what_is_under_a_mask_changes_no_bit():
     options = {"output": output, "clamp": pcjax.soft_clamp(0.01), "gamma": (1.0, 2.0)}
     seen = jnp.asarray(MASK)
 
-    @problems.quick_jit
+    @jax.jit
     def everything(targets):
         data = params, EMPTY, pcjax.observed(targets, seen)
         chain = pcjax.langevin(3, 0.1)
@@ -336,10 +334,10 @@ def test_epochs_train_a_decoder_with_missing_pixels():
     update = training.make_update(grad_fn, tx)
     first = training.init_state(network, tx, jax.random.key(0), pcjax.no_inputs(1))
     epoch = training.make_epoch(update, prepare, 6)
-    state, metrics = problems.quick_jit(epoch)(first, data)
+    state, metrics = jax.jit(epoch)(first, data)
     batches = training.epoch_batches(first.key, 0, 24, 6)
     params, opt_state = first.params, first.opt_state
-    step = problems.quick_jit(update)
+    step = jax.jit(update)
     for batch, energy in zip(batches, metrics.energy, strict=True):
         targets = images[batch].reshape(6, 6) / np.float32(255)
         known = jnp.where(masks[batch], targets, jnp.nan)

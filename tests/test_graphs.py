@@ -143,7 +143,7 @@ def test_inference_and_learning_are_those_of_plain_loops(x64, name, kind, num_st
     method = problems.METHODS[kind](num_steps, 0.1)
     options = {"output": pcjax.softmax, **weights}
     grad_fn = pcjax.value_and_grad(case.network, method, **options)
-    (energy, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    (energy, info), grads = jax.jit(grad_fn)(*case[1:])
     h = oracle.infer(kind, num_steps, 0.1)
     assert_close(info.state.activities[1:-1], h[1:], oracle.start()[1:])
     assert_close(info.state.errors, oracle.errors(h)[1:])
@@ -187,9 +187,7 @@ def test_incremental_steps_of_weights_and_activities(x64, kind):
     update = pcjax.incremental(
         case.network, problems.METHODS[kind](num_steps, 0.2), tx, output=pcjax.softmax
     )
-    params, _, _ = problems.quick_jit(update)(
-        case.params, tx.init(case.params), *case[2:]
-    )
+    params, _, _ = jax.jit(update)(case.params, tx.init(case.params), *case[2:])
     oracle = Oracle(case, GRAPHS["residual"])
     h = oracle.start()
     for _ in range(num_steps):
@@ -301,7 +299,7 @@ def test_stages_leave_out_nothing_but_zeros():
     case = problems.make(pcjax.mlp([3] * 14), (3,), batch=2)
     method = pcjax.simultaneous(14, 0.3)
     states = [
-        problems.quick_jit(lambda *arrays, m=m: pcjax.infer(case.network, m, *arrays))(
+        jax.jit(lambda *arrays, m=m: pcjax.infer(case.network, m, *arrays))(
             *case[1:]
         ).state.activities
         for m in (method, method._replace(delayed=False))
@@ -381,9 +379,7 @@ def test_modules_and_convolutions_may_read_several_activities(x64, kind):
     ]
     for case in cases:
         method = problems.METHODS[kind](3, 0.1)
-        run = problems.quick_jit(
-            lambda *a, c=case, m=method: pcjax.infer(c.network, m, *a)
-        )
+        run = jax.jit(lambda *a, c=case, m=method: pcjax.infer(c.network, m, *a))
         found = run(*case[1:])
         want = descend(case, kind, 3, 0.1)
         start = found.initial.activities[1:-1]

@@ -34,7 +34,7 @@ def test_weights_and_clamps_may_depend_on_the_iteration(x64, kind):
     method = problems.METHODS[kind](3, 0.1)
     hooks = {"gamma": gamma_of, "decay": decay_of, "clamp": clamp_of, **OPTIONS}
     grad_fn = pcjax.value_and_grad(case.network, method, **hooks)
-    (_, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    (_, info), grads = jax.jit(grad_fn)(*case[1:])
     hidden = pcjax.feedforward(*case[:3])[:-1]
     count = len(hidden)
     for t in range(3):

@@ -22,9 +22,7 @@ def constant(eps):
 def infer(case, method, **kwargs):
     """`pcjax.infer`, compiled."""
     network, *arrays = case
-    run = problems.quick_jit(
-        lambda *arrays: pcjax.infer(network, method, *arrays, **kwargs)
-    )
+    run = jax.jit(lambda *arrays: pcjax.infer(network, method, *arrays, **kwargs))
     return run(*arrays)
 
 
@@ -90,7 +88,7 @@ def test_step_size_gamma_and_decay_may_be_traced(x64, kind):
         ).state.activities
 
     values = jnp.array([[0.1, 0.5, 0.0], [0.3, 2.0, 0.4]])
-    mapped = problems.quick_jit(jax.vmap(final))(*values.T)
+    mapped = jax.jit(jax.vmap(final))(*values.T)
     for row, (step_size, gamma, decay) in enumerate(values.tolist()):
         problems.assert_trees_close(
             jax.tree.map(lambda x, row=row: x[row], mapped),
@@ -223,7 +221,7 @@ def test_small_steps_give_the_direction_of_backprop(x64, name, kind, num_steps):
             output=pcjax.softmax,
             clamp=pcjax.soft_clamp(0.25),
         )
-        _, grads = problems.quick_jit(grad_fn)(*arrays)
+        _, grads = jax.jit(grad_fn)(*arrays)
         angles.append(
             [problems.angle(g, want) for g, want in zip(grads, expected, strict=True)]
         )
@@ -253,7 +251,7 @@ def test_errors_below_the_rounding_of_the_activities_survive_float32(x64):
             output=pcjax.softmax,
             trace=lambda state: (state.activities[1:-1], state.errors[:-1]),
         )
-        (_, info), grads[dtype] = problems.quick_jit(grad_fn)(*arrays)
+        (_, info), grads[dtype] = jax.jit(grad_fn)(*arrays)
     # Ten of eleven hidden errors could not be had by subtracting float32 activities.
     activities, errors = info.trace
     sizes = [

@@ -48,7 +48,7 @@ def test_gradients_and_energies_are_those_of_the_free_energy(x64, kind, name, we
     options = {"output": pcjax.softmax, **WEIGHTS[weights]}
     clamp = pcjax.soft_clamp(0.1)
 
-    @problems.quick_jit
+    @jax.jit
     def both(*arrays):
         inference = pcjax.infer(network, method, *arrays, clamp=clamp, **options)
         grad_fn = pcjax.value_and_grad(network, method, clamp=clamp, **options)
@@ -82,7 +82,7 @@ def test_info_has_loss_and_logits_of_the_feed_forward_pass(x64):
         clamp=pcjax.soft_clamp(0.3),
         trace=lambda state: state.activities[1],
     )
-    (_, info), _ = problems.quick_jit(grad_fn)(*arrays)
+    (_, info), _ = jax.jit(grad_fn)(*arrays)
     logits = network.apply(case.params, case.inputs)
     problems.assert_trees_close(info.logits, logits)
     loss = optax.softmax_cross_entropy(logits, case.targets)
@@ -97,7 +97,7 @@ def test_energy_reports_that_inference_diverges():
     grad_fn = pcjax.value_and_grad(
         case.network, pcjax.simultaneous(8, 4.0), output=pcjax.softmax
     )
-    (_, info), _ = problems.quick_jit(grad_fn)(*case[1:])
+    (_, info), _ = jax.jit(grad_fn)(*case[1:])
     assert np.all(info.energy > 10 * info.initial_energy)
 
 
@@ -131,7 +131,7 @@ def test_learning_clamp_changes_the_last_gradient_only(x64, gamma):
     options = {"output": pcjax.softmax, "gamma": gamma}
     soft = {**options, "clamp": pcjax.soft_clamp(0.5)}
 
-    @problems.quick_jit
+    @jax.jit
     def all_three(*arrays):
         learn = pcjax.value_and_grad(
             network, method, learning_clamp=pcjax.full_clamp, **soft
@@ -216,7 +216,7 @@ def test_incremental_is_the_loop_over_public_functions(x64, kind, num_steps, nam
         network, problems.METHODS[kind](num_steps, 0.1), tx, **options
     )
     opt_state = tx.init(case.params)
-    params, opt_state, (energy, info) = problems.quick_jit(update)(
+    params, opt_state, (energy, info) = jax.jit(update)(
         case.params, opt_state, *arrays[1:]
     )
     expected = _iterate_incrementally(case, kind, num_steps, tx, options)
@@ -249,9 +249,7 @@ def test_first_incremental_iteration_moves_the_last_weights_only(x64, kind):
     update = pcjax.incremental(
         network, problems.METHODS[kind](1, 0.1), tx, output=pcjax.softmax
     )
-    params, *_ = problems.quick_jit(update)(
-        case.params, tx.init(case.params), *arrays[1:]
-    )
+    params, *_ = jax.jit(update)(case.params, tx.init(case.params), *arrays[1:])
     for before, after in zip(case.params[:-1], params[:-1], strict=True):
         jax.tree.map(np.testing.assert_array_equal, before, after)
     # No activity has moved, so the last layer's step is that of backprop.

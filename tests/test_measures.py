@@ -38,7 +38,7 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
         tolerance=1e-9,
         num_products=20,
     )
-    found = problems.quick_jit(measure)(*case[1:])
+    found = jax.jit(measure)(*case[1:])
     bp_fn = pcjax.backprop.value_and_grad(case.network)
 
     def known(params, inputs, targets):
@@ -48,7 +48,7 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
         own = pcjax.local_gradients(case.network, params, exact.state.activities)
         return info, grads, own, bp_fn(*batch)[1]
 
-    info, grads, own, bp = problems.quick_jit(known)(*case[1:])
+    info, grads, own, bp = jax.jit(known)(*case[1:])
     for have, pair in (
         (found.backprop, (grads, bp)),
         (found.equilibrium, (grads, own)),
@@ -68,10 +68,10 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
 
     hidden = [h[:1] for h in info.state.activities[1:-1]]
     flat, shape = jax.flatten_util.ravel_pytree(hidden)
-    hessian = problems.quick_jit(jax.hessian(lambda h: energy(shape(h))))(flat)
+    hessian = jax.jit(jax.hessian(lambda h: energy(shape(h))))(flat)
     largest = np.linalg.eigvalsh(hessian)[-1]
     np.testing.assert_allclose(found.activity_curvature, largest, rtol=1e-8)
-    slope = problems.quick_jit(jax.grad(energy))
+    slope = jax.jit(jax.grad(energy))
     start = [h[:1] for h in pcjax.feedforward(*case[:3])[:-1]]
     norms = [
         np.sqrt(sum(jnp.sum(g**2) for g in slope(place))) for place in (hidden, start)
@@ -86,7 +86,7 @@ def test_backprop_has_the_cosine_one_and_no_inference():
     bp = pcjax.backprop.value_and_grad(case.network, output=pcjax.softmax)
     few = pcjax.error_based(1, pcjax.barzilai_borwein())
     measure = make_measures(case.network, bp, output=pcjax.softmax, reference=few)
-    found = problems.quick_jit(measure)(*case[1:])
+    found = jax.jit(measure)(*case[1:])
     np.testing.assert_allclose(found.backprop.cosine, 1, rtol=1e-12)
     np.testing.assert_allclose(found.backprop.ratio, 1, rtol=1e-12)
     np.testing.assert_allclose(found.residual, 1)

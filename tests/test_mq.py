@@ -15,7 +15,6 @@ from flax import nnx
 
 import pcjax
 from pcjax.optimizers.mq import ScaleByMQState, mq, scale_by_mq
-from tests.problems import quick_jit
 from tests.reference.mq import MQ
 
 # Three layers whose gradients differ in size by orders of magnitude.
@@ -53,7 +52,7 @@ def scan(tx, sequence):
 
 
 def run(tx, sequence):
-    return quick_jit(lambda sequence: scan(tx, sequence))(sequence)
+    return jax.jit(lambda sequence: scan(tx, sequence))(sequence)
 
 
 def oracle_run(alpha, sequence, **hyper):
@@ -356,7 +355,7 @@ def test_traced_hyper_parameters_under_vmap_equal_a_loop():
         "min_step": np.array([0.0, 0.1, 0.01], np.float32),
         "eps": np.array([1e-6, 1e-2, 1.0], np.float32),
     }
-    mapped, _ = quick_jit(jax.vmap(lambda hyper: scan(mq(**hyper), sequence)))(grid)
+    mapped, _ = jax.jit(jax.vmap(lambda hyper: scan(mq(**hyper), sequence)))(grid)
     for index in range(3):
         rate, rho, alpha_min, r = (float(values[index]) for values in grid.values())
         oracle = oracle_run(
@@ -374,8 +373,8 @@ def test_traced_rates_of_layers():
     sequence = gradient_sequence(2)
     (expected, _), _ = oracle_run(lambda b, layer: RATES[layer], sequence)
     for traced in (
-        quick_jit(lambda rates: scan(mq(rates), sequence))(RATES),
-        quick_jit(lambda *rates: scan(mq(rates), sequence))(*RATES),
+        jax.jit(lambda rates: scan(mq(rates), sequence))(RATES),
+        jax.jit(lambda *rates: scan(mq(rates), sequence))(*RATES),
     ):
         assert_close(at(traced[0], 0), expected, **F32)
 

@@ -75,7 +75,7 @@ def biases_of(make, case, betas, exact):
     def grads(beta):
         return make(to_equilibrium(case.network), beta)(*case[1:])[1]
 
-    found = problems.quick_jit(lambda b: jax.lax.map(grads, b))(jnp.asarray(betas))
+    found = jax.jit(lambda b: jax.lax.map(grads, b))(jnp.asarray(betas))
     rows = [kernels(jax.tree.map(lambda g, i=i: g[i], found)) for i in range(3)]
     return np.array([distance(row, exact) for row in rows])
 
@@ -87,7 +87,7 @@ def test_beta_one_is_the_full_clamp(x64):
             pcjax.value_and_grad, case.network, pcjax.sequential(3, 0.1), output=output
         )
         both = pcjax.nudged(rule, 1.0), rule(clamp=pcjax.full_clamp)
-        found = problems.quick_jit(lambda *a, both=both: [f(*a) for f in both])
+        found = jax.jit(lambda *a, both=both: [f(*a) for f in both])
         problems.assert_trees_close(*found(*case[1:]))
 
 
@@ -166,7 +166,7 @@ def test_centred_is_the_mean_of_two_calls(x64):
     rule = partial(pcjax.value_and_grad, case.network, method, output=pcjax.softmax)
     functions = [rule(clamp=pcjax.nudge(b)) for b in (beta, -beta)]
     functions.append(pcjax.centred(rule, beta))
-    found = problems.quick_jit(lambda *a: [f(*a) for f in functions])(*case[1:])
+    found = jax.jit(lambda *a: [f(*a) for f in functions])(*case[1:])
     ((up, one), plus), ((down, other), minus), ((energy, info), grads) = found
     problems.assert_trees_close(
         grads, jax.tree.map(lambda p, m: (p - m) / (2 * beta), plus, minus), 1e-10
@@ -215,7 +215,7 @@ def test_beta_follows_a_schedule_of_the_epoch_in_one_program():
             beta = jnp.asarray(betas)[state.epoch]
             return epoch_of(make, beta)(state, data)
 
-        run = problems.quick_jit(scheduled)
+        run = jax.jit(scheduled)
         state = training.init_state(
             case.network, tx, jax.random.key(0), case.inputs[:1]
         )
@@ -225,7 +225,7 @@ def test_beta_follows_a_schedule_of_the_epoch_in_one_program():
             for _ in betas:
                 found, _ = run(found, data)
         for beta in betas if make is pcjax.nudged else ():
-            want, _ = problems.quick_jit(epoch_of(make, beta))(want, data)
+            want, _ = jax.jit(epoch_of(make, beta))(want, data)
         if make is pcjax.nudged:
             problems.assert_trees_close(found.params, want.params, 1e-4, 1e-6)
 

@@ -82,7 +82,7 @@ def exact(name, kind, num_steps, arrays):
     def move(layer, slope, h):
         return -0.05 * slope
 
-    @problems.quick_jit
+    @jax.jit
     def both(*arrays):
         here = case._replace(params=arrays[0], inputs=arrays[1], targets=arrays[2])
         activities = problems.descend(
@@ -219,7 +219,7 @@ def test_anchored_products_are_the_products(x64, name):
     case = problems.make(build(None), shape, dtype=jnp.float64)
     pairs = zip(_rules(build(None)), _rules(build(jnp.float64)), strict=True)
     for (label, plain), (_, anchored) in pairs:
-        want, have = (problems.quick_jit(f)(*case[1:]) for f in (plain, anchored))
+        want, have = (jax.jit(f)(*case[1:]) for f in (plain, anchored))
         assert jax.tree.leaves(have), label
         problems.assert_trees_close(have, want, rtol=1e-9, atol=1e-13)
 

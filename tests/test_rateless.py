@@ -19,7 +19,7 @@ BB = pcjax.barzilai_borwein()
 
 def rest(case, method, **options):
     """`infer_to_equilibrium`, compiled."""
-    return problems.quick_jit(
+    return jax.jit(
         lambda *arrays: infer_to_equilibrium(case.network, method, *arrays, **options)
     )(*case[1:])
 
@@ -74,13 +74,13 @@ def test_steps_without_a_rate_reach_the_equilibrium_in_tens_of_passes(x64, count
             chosen,
         )
 
-    rows = problems.quick_jit(found)(*case[1:])
+    rows = jax.jit(found)(*case[1:])
     exact = jax.tree.map(lambda g: g[-1], rows)
     for index, bound in enumerate(TABLE[count]):
         row = jax.tree.map(lambda g, i=index: g[i], rows)
         assert worst(row, exact) <= 1.5 * bound
     bp = pcjax.backprop.value_and_grad(case.network, output=pcjax.softmax)
-    _, others = problems.quick_jit(bp)(*case[1:])
+    _, others = jax.jit(bp)(*case[1:])
     cosine = min(
         np.cos(problems.angle(*pair)) for pair in zip(exact, others, strict=True)
     )
@@ -97,8 +97,8 @@ def hand_rolled(case, num_steps, kind):
         activities = (case.inputs, *place, case.targets)
         return jnp.sum(pcjax.free_energy(*case[:2], activities, output=pcjax.softmax))
 
-    slope = problems.quick_jit(jax.grad(energy))
-    along = problems.quick_jit(lambda v, d: jax.jvp(jax.grad(energy), (v,), (d,))[1])
+    slope = jax.jit(jax.grad(energy))
+    along = jax.jit(lambda v, d: jax.jvp(jax.grad(energy), (v,), (d,))[1])
     place = [0 * h for h in hidden] if kind is pcjax.error_based else list(hidden)
     step = moves = old = None
     for _ in range(num_steps):
@@ -188,7 +188,7 @@ def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
     grad_fn = pcjax.at_equilibrium.value_and_grad(
         case.network, method, tolerance=1e-9, **options
     )
-    (energy, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    (energy, info), grads = jax.jit(grad_fn)(*case[1:])
     found = info.equilibrium
     assert found.converged.all()
     known = rest(case, method, tolerance=1e-9, **options)
@@ -210,7 +210,7 @@ def test_iterations_make_the_products_of_any_other(product_dtype):
 
     def count(num_steps):
         grad_fn = pcjax.value_and_grad(network, pcjax.error_based(num_steps, BB))
-        lowered = problems.quick_jit(grad_fn).lower(params, inputs, targets)
+        lowered = jax.jit(grad_fn).lower(params, inputs, targets)
         return hlo.count(lowered.compile()).dots
 
     first, third = count(3), count(5)
@@ -234,7 +234,7 @@ def test_curvature_is_the_largest_eigenvalue_of_the_hessian(x64, name):
         ]
         return energy(parts)
 
-    exact = np.linalg.eigvalsh(problems.quick_jit(jax.hessian(of_first))(flat))[-1]
+    exact = np.linalg.eigvalsh(jax.jit(jax.hessian(of_first))(flat))[-1]
     found = largest_curvature(
         case.network,
         pcjax.error_based(1, 0.0),

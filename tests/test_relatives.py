@@ -19,8 +19,8 @@ def both(make, output=pcjax.softmax, **options):
     case = problems.dense_case(SIZES, dtype=jnp.float64)
     bp = pcjax.backprop.value_and_grad(case.network, output=output)
     grad_fn = make(case.network, output=output, **options)
-    _, exact = problems.quick_jit(bp)(*case[1:])
-    (_, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    _, exact = jax.jit(bp)(*case[1:])
+    (_, info), grads = jax.jit(grad_fn)(*case[1:])
     return info, grads, exact
 
 
@@ -164,7 +164,7 @@ def test_the_lagrangian_is_descended():
 
     hidden = pcjax.feedforward(*case[:3])[:-1]
     multipliers = [0 * h for h in hidden]
-    slope = problems.quick_jit(jax.grad(lagrangian, argnums=(0, 1)))
+    slope = jax.jit(jax.grad(lagrangian, argnums=(0, 1)))
     for _ in range(2):
         used = multipliers
         _, slopes = slope(case.params, hidden, multipliers)
@@ -175,7 +175,7 @@ def test_the_lagrangian_is_descended():
     grad_fn = pcjax.augmented_lagrangian(
         case.network, 2, step, rho=rho, alpha=alpha, output=pcjax.softmax
     )
-    (_, info), grads = problems.quick_jit(grad_fn)(*case[1:])
+    (_, info), grads = jax.jit(grad_fn)(*case[1:])
     mean = jax.tree.map(lambda g: g / len(case.inputs), want)
     problems.assert_trees_close(grads, mean, rtol=1e-9, atol=1e-12)
     problems.assert_trees_close(info.trace, tuple(used), rtol=1e-9, atol=1e-12)

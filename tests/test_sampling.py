@@ -155,7 +155,7 @@ def expected_gradient(mean, spread):
         jnp.broadcast_to(targets[:1], (count, 5)),
     )
     slopes = partial(pcjax.local_gradients, NETWORK, gamma=GAMMA)
-    return problems.quick_jit(slopes)(params, activities)
+    return jax.jit(slopes)(params, activities)
 
 
 def test_the_gradient_of_log_p_is_the_mean_of_local_gradients(x64):
@@ -172,9 +172,7 @@ def test_the_gradient_of_log_p_is_the_mean_of_local_gradients(x64):
     params, targets = gaussian.arrays()
     mean, spread = gaussian.condition(TARGETS[0], np.ones(5, bool))
     found = expected_gradient(mean[:5], spread[:5, :5])
-    expected = problems.quick_jit(jax.grad(lambda params: -log_likelihood(params)))(
-        params
-    )
+    expected = jax.jit(jax.grad(lambda params: -log_likelihood(params)))(params)
     problems.assert_trees_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -203,8 +201,8 @@ def test_averaged_gradients_are_those_along_one_chain(x64):
     chain = pcjax.value_and_grad(NETWORK, pcjax.langevin(3, 0.05), gamma=GAMMA)
     descent = pcjax.value_and_grad(NETWORK, pcjax.sequential(5, 0.1), gamma=GAMMA)
     mcpc = pcjax.averaged(chain, 3, warm_up=descent)
-    (energy, info), grads = problems.quick_jit(mcpc)(params, inputs, targets, key=key)
-    chain, descent = (problems.quick_jit(f) for f in (chain, descent))
+    (energy, info), grads = jax.jit(mcpc)(params, inputs, targets, key=key)
+    chain, descent = (jax.jit(f) for f in (chain, descent))
     hidden, rows = descent(params, inputs, targets)[0][1].state.activities[1:-1], []
     for index in range(3):
         own = jax.random.fold_in(key, index)
@@ -269,7 +267,7 @@ def test_gradients_of_precisions_are_those_of_the_normalised_energy(x64):
         )
     )
     whole = pcjax.Precise(params, logs)
-    (energy, info), grads = problems.quick_jit(grad_fn)(whole, inputs, known)
+    (energy, info), grads = jax.jit(grad_fn)(whole, inputs, known)
     _, z, h, _ = info.state.activities
 
     def normal(params, logs):

@@ -71,7 +71,7 @@ def test_inference_and_gradients_are_those_of_the_free_energy(x64, pool, activat
     case = problems.make(net_of(pool, activation), (8, 8, 2), dtype=jnp.float64)
     method = pcjax.sequential(3, 0.1)
     learn = pcjax.value_and_grad(case.network, method, output=pcjax.softmax)
-    (_, info), grads = problems.quick_jit(learn)(*case[1:])
+    (_, info), grads = jax.jit(learn)(*case[1:])
 
     def want(*_):
         moves = [lambda layer, slope, h: -0.1 * slope] * 3
@@ -80,7 +80,7 @@ def test_inference_and_gradients_are_those_of_the_free_energy(x64, pool, activat
             case.network, case.params, activities, output=pcjax.softmax
         )
 
-    activities, expected = problems.quick_jit(want)()
+    activities, expected = jax.jit(want)()
     problems.assert_trees_close(info.state.activities, activities, 1e-9, 1e-12)
     problems.assert_trees_close(grads, expected, 1e-9, 1e-12)
 

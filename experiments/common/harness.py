@@ -104,7 +104,7 @@ def execute(experiment: Experiment, config: Any) -> dict:
     """
     folder = output_folder(experiment, config)
     try:
-        with _quickly_compiled(config.preset == "smoke"):
+        with _compilation(config.preset):
             return _execute(experiment, config, folder)
     except KeyboardInterrupt:
         interrupted(folder)
@@ -122,15 +122,15 @@ def execute(experiment: Experiment, config: Any) -> dict:
 
 
 @contextmanager
-def _quickly_compiled(wished: bool) -> Iterator[None]:
-    """What runs for moments only is not worth the polish of the compiler."""
-    if wished:
-        jax.config.update("jax_disable_most_optimizations", True)
+def _compilation(preset: str) -> Iterator[None]:
+    """At smoke, machine code is not polished: making it would take most of the time."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, before or preset == "smoke")
     try:
         yield
     finally:
-        if wished:
-            jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update(name, before)
 
 
 def output_folder(experiment: Experiment, config: Any) -> Path:
@@ -199,8 +199,7 @@ def _refuse_missing_weights(config: Any, folder: Path) -> None:
 def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
     started = time.perf_counter()
     resumed = run.open() if not run.finished_only else True
-    with _compilation(config.preset):
-        results = plain(experiment.measure(config, size, run))
+    results = plain(experiment.measure(config, size, run))
     found = {**run.header, "results": results}
     if run.unfinished:
         found["unfinished"] = run.unfinished
@@ -217,18 +216,6 @@ def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
     write_json(run.folder / "results.json", found)
     run.close()
     return found
-
-
-@contextmanager
-def _compilation(preset: str) -> Iterator[None]:
-    """At smoke, machine code is not optimised: compiling it takes most of the time."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, before or preset == "smoke")
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def _header(experiment: Experiment, config: Any, size: Any) -> dict:

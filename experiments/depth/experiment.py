@@ -174,7 +174,7 @@ def _gradients(
     trained = jax.tree.map(lambda x: x[best], trainer.params)
     rows = jax.tree.map(lambda x: x[: size.batch], task.validation)
     batch = task.prepare(*rows)
-    compare = jax.jit(_comparison(size, task, found))
+    compare = _comparison(size, task, found)
     return {
         "gradients": {
             "fresh": compare(fresh, *batch),
@@ -184,12 +184,25 @@ def _gradients(
 
 
 def _comparison(size: Size, task: Task, found: Settings) -> Any:
-    """`(params, inputs, targets) -> what the gradients are`."""
+    """`(params, inputs, targets) -> what the gradients are`.
+
+    Each is a program of its own: one of all, of a net of 64 layers, takes minutes to
+    compile.
+    """
     network, output = task.network, task.output
-    bp_fn = pcjax.backprop.value_and_grad(network, output=output)
+    bp_fn = jax.jit(pcjax.backprop.value_and_grad(network, output=output))
     reference = pcjax.error_based(size.passes, RATELESS)
-    measures = make_measures(network, bp_fn, output=output, reference=reference)
-    own_fn = pcjax.at_equilibrium.value_and_grad(network, reference, output=output)
+    measures = jax.jit(
+        make_measures(network, bp_fn, output=output, reference=reference)
+    )
+    own_fn = jax.jit(
+        pcjax.at_equilibrium.value_and_grad(network, reference, output=output)
+    )
+    others = {
+        name: jax.jit(pcjax.value_and_grad(network, method, output=output))
+        for name, method in compared(found).items()
+    }
+    alike = jax.jit(likeness)
 
     def compare(params, inputs, targets):
         batch = (params, inputs, targets)
@@ -198,11 +211,10 @@ def _comparison(size: Size, task: Task, found: Settings) -> Any:
         (_, info), own = own_fn(*batch)
         to_backprop = {"equilibrium": seen.equilibrium_to_backprop}
         to_equilibrium = {"BP": seen.equilibrium}
-        for name, method in compared(found).items():
-            grad_fn = pcjax.value_and_grad(network, method, output=output)
+        for name, grad_fn in others.items():
             _, grads = grad_fn(*batch)
-            to_backprop[name] = likeness(grads, exact)
-            to_equilibrium[name] = likeness(grads, own)
+            to_backprop[name] = alike(grads, exact)
+            to_equilibrium[name] = alike(grads, own)
         return {
             "to_backprop": {k: v._asdict() for k, v in to_backprop.items()},
             "to_equilibrium": {k: v._asdict() for k, v in to_equilibrium.items()},

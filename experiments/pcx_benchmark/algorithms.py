@@ -100,7 +100,8 @@ def recipe(
     if name == "ePC":
         return Recipe(pcjax.error_based(chosen.num_steps, step), output=output)
     if name == "PC-rest":
-        return Recipe(pcjax.sequential(chosen.num_steps, step), output=output)
+        rateless = pcjax.error_based(chosen.num_steps, pcjax.barzilai_borwein())
+        return Recipe(rateless, output=output)
     mover = optax.sgd(step, chosen.momentum or None)
     inference = pcjax.simultaneous(chosen.num_steps, optimizer=mover)
     if name == "iPC":

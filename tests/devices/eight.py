@@ -16,7 +16,7 @@ from benchmarks import hlo
 from pcjax import training
 from pcjax.optimizers import finite
 from pcjax.training import evaluation, sharding
-from tests.problems import compilations, dense_case, make, quick_jit
+from tests.problems import compilations, dense_case, make
 
 SIZES = (12, 24, 16, 4)
 ARRAYS = 2 * (len(SIZES) - 1)
@@ -124,7 +124,7 @@ def test_a_step_on_eight_devices_is_that_of_one(method, dtype, request):
         (params, init(params))
         for params in (case.params, jax.tree.map(lambda x: -0.5 * x, case.params))
     ]
-    step = quick_jit(update)
+    step = jax.jit(update)
     steps = [step(*state, *batch) for state in states]
     for layout in LAYOUTS:
         mesh = _mesh(layout)
@@ -134,7 +134,7 @@ def test_a_step_on_eight_devices_is_that_of_one(method, dtype, request):
             state, want = _stack(states), _stack(steps)
             function = jax.vmap(update, in_axes=(0, 0, None, None))
         state = sharding.place_state(mesh, state, split)
-        have = quick_jit(function)(*state, *sharding.place_batch(mesh, batch))
+        have = jax.jit(function)(*state, *sharding.place_batch(mesh, batch))
         for name in OPTIMIZERS:
             tolerance = _tolerance(dtype, layout, name)
             params, (_, have_updates), value = have[name]
@@ -291,12 +291,12 @@ def test_epochs_split_the_work_and_keep_state_where_it_lies(layout, at_once):
     seeds = 4 if layout == "batch x seeds" else None
     split = SPLIT if layout == "batch x model" else sharding.replicated
     wrap = partial(jax.vmap, in_axes=(0, None)) if seeds else lambda epoch: epoch
-    alone = quick_jit(wrap(_epoch(None, network, tx)))
+    alone = jax.jit(wrap(_epoch(None, network, tx)))
     state = want = _state(tx, seeds)
     shardings = sharding.state_shardings(mesh, state, split)
     state = sharding.place_state(mesh, state, split)
     data = sharding.place_data(mesh, DATA)
-    epoch = quick_jit(
+    epoch = jax.jit(
         wrap(_epoch(mesh, network, tx)),
         donate_argnums=0,
         out_shardings=(shardings, None),
@@ -335,10 +335,10 @@ def test_a_mesh_of_jax_with_explicit_axes_serves_as_well(layout):
     mesh, network = jax.make_mesh(sizes, names), pcjax.mlp(SIZES)
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
     tx = finite.guard(pcjax.mq(1e-3))
-    want, want_metrics = quick_jit(_epoch(None, network, tx))(_state(tx), DATA)
+    want, want_metrics = jax.jit(_epoch(None, network, tx))(_state(tx), DATA)
     state = sharding.place_state(mesh, _state(tx), split)
     data = sharding.place_data(mesh, DATA)
-    have, metrics = quick_jit(_epoch(mesh, network, tx))(state, data)
+    have, metrics = jax.jit(_epoch(mesh, network, tx))(state, data)
     assert _distance(have.params, want.params) < 1e-6
     assert _distance((have.opt_state, metrics), (want.opt_state, want_metrics)) < 1e-5
     assert have.opt_state.count == 2
@@ -382,8 +382,8 @@ def test_each_device_guards_its_own_network_under_shard_map(made):
 
     rows = jax.sharding.PartitionSpec("batch")
     run = jax.shard_map(on_device, mesh=_mesh(), in_specs=rows, out_specs=rows)
-    have = quick_jit(run)(params, states, *batch)
-    want = quick_jit(jax.vmap(train))(params, states, *batch)
+    have = jax.jit(run)(params, states, *batch)
+    want = jax.jit(jax.vmap(train))(params, states, *batch)
     assert _distance(have, want) < 1e-5
     np.testing.assert_array_equal(have[1].refused, [0, 0, 0, 2, 0, 0, 0, 0])
     moved = jax.tree.map(lambda x, y: np.asarray(x[3] - y[3]), have[0], params)
@@ -392,7 +392,7 @@ def test_each_device_guards_its_own_network_under_shard_map(made):
 
 def test_without_split_batches_every_device_does_all_the_work():
     mesh, tx = _mesh(), optax.sgd(0.1)
-    epoch = quick_jit(_epoch(None, pcjax.mlp(SIZES), tx))
+    epoch = jax.jit(_epoch(None, pcjax.mlp(SIZES), tx))
     alone = hlo.count(epoch.lower(_state(tx), DATA).compile())
     state, data = (
         sharding.place_state(mesh, _state(tx)),
@@ -406,7 +406,7 @@ def test_without_split_batches_every_device_does_all_the_work():
 def test_a_split_data_set_trains_the_same_and_sends_the_batches():
     mesh, tx = _mesh(), optax.sgd(0.1)
     own = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    epoch = quick_jit(_epoch(mesh, pcjax.mlp(SIZES), tx))
+    epoch = jax.jit(_epoch(mesh, pcjax.mlp(SIZES), tx))
     state = sharding.place_state(mesh, _state(tx))
     results, counts = [], []
     for data in (sharding.place_data(mesh, DATA), jax.device_put(DATA, own)):
@@ -426,7 +426,7 @@ def test_evaluation_splits_the_batches_too():
     def compiled(prepare, *arguments):
         # 40 examples in batches of 16: the last one is filled up.
         evaluate = evaluation.make_evaluation(network, prepare, measure, 16)
-        return quick_jit(evaluate).lower(*arguments).compile()
+        return jax.jit(evaluate).lower(*arguments).compile()
 
     alone = compiled(PREPARE, params, DATA)
     placed = sharding.place_state(mesh, params), sharding.place_data(mesh, DATA)
@@ -440,7 +440,7 @@ def test_the_placed_state_may_be_donated():
     state = _state(tx)
     before = jax.tree.map(np.asarray, state.params)
     placed = sharding.place_state(mesh, state)
-    epoch = quick_jit(_epoch(mesh, pcjax.mlp(SIZES), tx), donate_argnums=0)
+    epoch = jax.jit(_epoch(mesh, pcjax.mlp(SIZES), tx), donate_argnums=0)
     jax.block_until_ready(epoch(placed, sharding.place_data(mesh, DATA)))
     assert placed.params[0]["kernel"].is_deleted()
     jax.tree.map(np.testing.assert_array_equal, state.params, before)
@@ -455,7 +455,7 @@ def test_what_cannot_be_divided_is_refused():
         sharding.place_state(mesh, _state(tx)),
         sharding.place_data(mesh, DATA),
     )
-    epoch = quick_jit(_epoch(mesh, pcjax.mlp(SIZES), tx, batch_size=12))
+    epoch = jax.jit(_epoch(mesh, pcjax.mlp(SIZES), tx, batch_size=12))
     with pytest.raises(ValueError, match=f"split_batches: {message}"):
         epoch(state, data)
     with pytest.raises(ValueError, match=r"the state's .* holds 3 .* of 'seeds'"):

@@ -40,7 +40,7 @@ def test_the_step_of_sampling_is_within_the_norm_of_the_hessian(x64):
         activities = (inputs, h[None, :2], h[None, 2:5], h[None, 5:])
         return pcjax.free_energy(linear, draw, activities, gamma=decoder.gamma)[0]
 
-    hessian = problems.quick_jit(jax.hessian(energy))(jnp.zeros(10))
+    hessian = jax.jit(jax.hessian(energy))(jnp.zeros(10))
     norm = np.linalg.eigvalsh(hessian)[-1]
     assert 0.3 / norm < models.stable_step(decoder) < 1 / norm
 

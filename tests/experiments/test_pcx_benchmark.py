@@ -71,7 +71,7 @@ def test_a_recipe_nudges_with_the_beta_of_its_epoch():
             recipe._replace(epoch=epoch).grad_fn(case.network, pcjax.softmax),
             pcjax.nudged(rule, beta),
         )
-        found = problems.quick_jit(lambda *a, f=functions: [g(*a)[1] for g in f])
+        found = jax.jit(lambda *a, f=functions: [g(*a)[1] for g in f])
         problems.assert_trees_close(*found(*case[1:]), 1e-5, 1e-7)
 
 
@@ -155,5 +155,16 @@ def test_every_kind_of_algorithm_learns(name):
 
         return jax.lax.scan(iterate, (params, tx.init(params)), length=30)[1]
 
-    losses = problems.quick_jit(train)(case.params)
+    losses = jax.jit(train)(case.params)
     assert losses[-1] < 0.98 * losses[0]
+
+
+def test_pc_at_rest_is_at_rest():
+    case = problems.dense_case((5, 12, 12, 4))
+    chosen = algorithms.algorithm("PC-rest", "mlp", "digits", LENGTH)
+    recipe = chosen.method.rule(chosen.settings, chosen.hyper.step_size)
+    task = small_task(case)
+    params = jax.tree.map(lambda x: x[None], case.params)
+    found = measures.residuals(recipe, task, params, case.inputs, case.targets)
+    assert found.shape == (1,)
+    assert found < 1e-3

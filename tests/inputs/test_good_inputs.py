@@ -9,7 +9,6 @@ import pytest
 
 import pcjax
 from tests.inputs.draws import METHODS, OUTPUTS, make_problem
-from tests.problems import quick_jit
 
 
 @st.composite
@@ -62,7 +61,7 @@ def test_good_inputs_give_finite_results_of_every_example_on_its_own(data):
             decay=decay,
             trace=lambda state: state.activities,
         )
-        return quick_jit(grad_fn)(params, inputs, targets)
+        return jax.jit(grad_fn)(params, inputs, targets)
 
     (energy, info), grads = learn(inputs, targets, gamma, decay)
     assert energy.shape == ()
