@@ -38,7 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-faults",
         action="store_true",
-        help="inject as many faults as docs/reliability.md reports, not a few of them",
+        help="inject as many faults as docs/reliability.md reports, not a few of them, "
+        "and run the tests that are left out otherwise",
     )
 
 
@@ -91,6 +92,16 @@ def pytest_terminal_summary(terminalreporter) -> None:
         ]
         terminalreporter.section("faults")
         terminalreporter.write_line("\n".join(lines))
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leaves out what takes long and what a quick test guards as well."""
+    if config.getoption("--all-faults"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

@@ -507,6 +507,7 @@ def test_command_line_prints_a_summary(tmp_path, prepared, capsys):
         command.main(command.Config("mnist", tmp_path / "sets", tmp_path / "cache"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_real_cifar10(shared_data, tmp_path, monkeypatch):
     dataset = data.load("cifar10", shared_data / "tfds", tmp_path, progress=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def normalised(network, params):
 
 def explicit(task, params, image, kind, iterations, step_size):
     """Prox of each beta for one image, its weights really updated."""
-    raw = jax.tree.map(lambda rows: rows[image : image + 1], task.train)
+    raw = jax.tree.map(lambda rows: rows[image, None], task.train)
     case = Case(task.network, params, *task.prepare(*raw))
 
     def move(t):
@@ -92,7 +93,7 @@ def explicit(task, params, image, kind, iterations, step_size):
     grads = pcjax.local_gradients(task.network, params, activities, output=task.output)
     update = []
     for index, (layer, grad) in enumerate(zip(task.network.layers, grads, strict=True)):
-        signal = np.ravel(layer.activation(activities[index]))
+        signal = jnp.ravel(layer.activation(activities[index]))
         step = step_size(index, signal)
         update.append(jax.tree.map(lambda g, a=step: -a * g, grad))
 
@@ -100,7 +101,7 @@ def explicit(task, params, image, kind, iterations, step_size):
         logits = task.network.apply(theta, case.inputs)
         return -jnp.sum(case.targets * jax.nn.log_softmax(logits))
 
-    return [float(objective(loss, params, tuple(update), beta)) for beta in BETAS]
+    return jnp.stack([objective(loss, params, tuple(update), beta) for beta in BETAS])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,14 +119,13 @@ def test_agrees_with_really_updating_the_weights(x64, monkeypatch, kind, rule):
     found = jax.tree.map(np.asarray, measure(task.train))
     assert found.loss.shape == found.energy.shape == (STEPS + 1, IMAGES)
     assert found.squared_norms.shape == (STEPS + 1, 4, IMAGES)
+
+    @partial(jax.jit, static_argnums=1)
+    def really(image, t):
+        return explicit(task, params, image, kind, t, expected_steps)
+
     expected = np.array(  # [betas, T+1, N]
-        [
-            [
-                explicit(task, params, image, kind, t, expected_steps)
-                for image in range(IMAGES)
-            ]
-            for t in range(STEPS + 1)
-        ]
+        [[really(image, t) for image in range(IMAGES)] for t in range(STEPS + 1)]
     ).transpose(2, 0, 1)
     for beta, want in zip(BETAS, expected, strict=True):
         have = found.loss + found.squared_norms.sum(1) / (2 * beta)

@@ -425,6 +425,7 @@ def test_changed_bytes_of_a_compressed_archive_are_reported(tmp_path, form, chan
     assert not list(tmp_path.glob("sets/*/*"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_real_subset(shared_data, tmp_path):
     archive = shared_data / f"{ROOT}-subset.tar.xz"
