@@ -9,6 +9,7 @@ from typing import NamedTuple
 import hypothesis
 import jax
 import jax.experimental
+import jax.monitoring
 import pytest
 
 # Nearly all of the time would go into compiling small programs. The rewriting of a
@@ -19,6 +20,22 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1",
 )
+
+# What JAX tells of a program on its way, and what the summary calls it.
+STAGES = {
+    "/jax/core/compile/jaxpr_trace_duration": "traced",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowered",
+    "/jax/core/compile/backend_compile_duration": "compiled",
+}
+_spent: dict[str, list[float]] = defaultdict(list)  # seconds of every program
+
+
+def _note(event: str, seconds: float, **_: object) -> None:
+    if event in STAGES:
+        _spent[STAGES[event]].append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
 
 # A [B] array that meets a [B, D] array by mistake must not broadcast in silence.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -68,8 +85,36 @@ def faults(request: pytest.FixtureRequest, record_property) -> Faults:
     return Faults(request.config.getoption("--all-faults"), report)
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Notes what a test and its fixtures took to compile."""
+    spent = {name: [len(row), sum(row)] for name, row in _spent.items()}
+    item.user_properties.append(("programs", spent))
+    _spent.clear()
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Prints how many faults were injected and survived, as a Markdown table."""
+    """Prints what went into programs, and the faults injected and survived."""
+    _report_programs(terminalreporter)
+    _report_faults(terminalreporter)
+
+
+def _report_programs(terminalreporter) -> None:
+    total: dict[str, list[float]] = defaultdict(lambda: [0, 0])
+    for report in terminalreporter.stats.get("", ()):
+        if report.when == "teardown":
+            for name, value in report.user_properties:
+                if name == "programs":
+                    for stage, (count, seconds) in value.items():
+                        total[stage][0] += count
+                        total[stage][1] += seconds
+    if total:
+        terminalreporter.section("programs")
+        for stage, (count, seconds) in total.items():
+            terminalreporter.write_line(f"{count:7,} {stage} in {seconds:,.0f} s")
+
+
+def _report_faults(terminalreporter) -> None:
+    """How many were injected and survived, as a Markdown table."""
     counts: dict[str, list[int | None]] = defaultdict(lambda: [0, 0, None])
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, ()):
