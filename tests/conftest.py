@@ -1,6 +1,5 @@
 """Settings and fixtures of all tests."""
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +11,9 @@ import jax.experimental
 import jax.monitoring
 import pytest
 
-# Nearly all of the time would go into compiling small programs. The rewriting of a
-# program and its products stay what they are; only the machine code is less polished,
-# and made in one piece.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+from experiments.common.compiling import compile_quickly
+
+compile_quickly()  # nearly all of the time would go into that
 
 # What JAX tells of a program on its way, and what the summary calls it.
 STAGES = {

@@ -244,7 +244,9 @@ def test_sharded_arrays_come_back_sharded(tmp_path):
         assert len(gathered["rows"].devices()) == 1
         print(len(state["rows"].addressable_shards))
     """
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    )
     assert _output(code, str(tmp_path), env={"XLA_FLAGS": flags}) == "4\n"
 
 

@@ -1,5 +1,6 @@
 """Whether the examples of a batch are separate: told of every layer that mixes them."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,3 +68,22 @@ def test_what_is_not_finite_is_no_mixing():
 def test_one_example_is_refused():
     with pytest.raises(ValueError, match=r"two examples or more, .* shape \(1, 6\)"):
         _check(lambda x: x, INPUTS[:1])
+
+
+def test_tokens_stand_in_for_each_other():
+    embed = pcjax.from_linen(nn.Embed(11, 6))._replace(tokens=True)
+
+    def mean(params, x):
+        return embed.apply(params, x) - embed.apply(params, x).mean(0, keepdims=True)
+
+    tokens = jnp.asarray([[3, 1], [3, 2], [0, 2]])
+    for layer, mixes in ((embed, False), (embed._replace(apply=mean), True)):
+        network = Network((layer, pcjax.dense(4)))
+        params = network.init(jax.random.key(0), tokens)
+        if mixes:
+            with pytest.raises(ValueError, match=r"layer 0 mixes .* on the others"):
+                check_separate(network, params, tokens)
+        else:
+            check_separate(network, params, tokens)
+    with pytest.raises(ValueError, match="example 1 is the same as the one before"):
+        check_separate(network, params, tokens.at[1, 1].set(1))

@@ -21,7 +21,7 @@ def _start(*arguments, flags=""):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "OMP_NUM_THREADS": "1",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
     }
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],

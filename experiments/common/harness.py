@@ -20,8 +20,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,6 +32,7 @@ from rich.table import Table
 
 import pcjax
 from experiments.common.claims import MARKS, Claim, judged
+from experiments.common.compiling import compile_quickly
 from experiments.common.data import DatasetError
 from experiments.common.folders import (
     Run,
@@ -89,10 +89,16 @@ class InterruptedRun(SystemExit):
 
 
 def cli(main: Callable[[Any], Any], config: type) -> None:
-    """Runs `main` with the options of the command line."""
+    """Runs `main` with the options of the command line.
+
+    A run at smoke is over in seconds, most of which would go into compiling.
+    """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    main(tyro.cli(config, prog=f"python -m {_module()}"))
+    options = tyro.cli(config, prog=f"python -m {_module()}")
+    if getattr(options, "preset", None) == "smoke":
+        compile_quickly()
+    main(options)
 
 
 def execute(experiment: Experiment, config: Any) -> dict:
@@ -104,8 +110,7 @@ def execute(experiment: Experiment, config: Any) -> dict:
     """
     folder = output_folder(experiment, config)
     try:
-        with _compilation(config.preset):
-            return _execute(experiment, config, folder)
+        return _execute(experiment, config, folder)
     except KeyboardInterrupt:
         interrupted(folder)
     except NonFiniteError as error:
@@ -119,18 +124,6 @@ def execute(experiment: Experiment, config: Any) -> dict:
             f"{experiment.name}: {folder} cannot be used: {error}. Name another folder "
             "with --out."
         ) from error
-
-
-@contextmanager
-def _compilation(preset: str) -> Iterator[None]:
-    """At smoke, machine code is not polished: making it would take most of the time."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, before or preset == "smoke")
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def output_folder(experiment: Experiment, config: Any) -> Path:
