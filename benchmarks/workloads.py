@@ -113,7 +113,7 @@ def backprop(load: Workload, optimizer: str) -> Program:
 def inference_learning(
     load: Workload, kind: str, num_steps: int, optimizer: str
 ) -> Program:
-    """IL (`simultaneous`) or SeqIL (`sequential`), `kind` being the function's name.
+    """`simultaneous` (IL), `sequential` (SeqIL) or `error_based` (ePC) inference.
 
     The floor is 2L + 2T(L-1) products, less those below the front of simultaneous
     inference.
@@ -126,9 +126,9 @@ def inference_learning(
     _, *upper = load.products
     floor = 2 * sum(load.products)
     for t in range(num_steps):
-        moving = len(upper) if kind == "sequential" else min(t + 1, len(upper))
+        moving = min(t + 1, len(upper)) if kind == "simultaneous" else len(upper)
         floor += 2 * sum(upper[len(upper) - moving :])
-    name = {"sequential": "SeqIL", "simultaneous": "IL"}[kind]
+    name = {"sequential": "SeqIL", "simultaneous": "IL", "error_based": "ePC"}[kind]
     update = training.make_update(grad_fn, tx)
     return Program(f"{name}-{optimizer} T={num_steps}", update, tx, floor)
 
@@ -154,6 +154,7 @@ def programs(load: Workload) -> list[Program]:
             for kind, counts in (
                 ("simultaneous", (1, 3, 15)),
                 ("sequential", (1, 3, 6)),
+                ("error_based", (1, 3, 6)),
             )
             for num_steps in counts
             for optimizer in OPTIMIZERS

@@ -589,6 +589,13 @@ def test_tolerances_that_are_none_are_refused(solver):
             solver(lambda x: x**2 / 2, jnp.array(3.0), 1.0, tolerance=tolerance)
 
 
+@pytest.mark.parametrize("solver", [proximal_step, newton_step])
+def test_what_is_solved_exactly_has_converged_without_tolerance(solver):
+    found = solver(lambda x: jnp.sum(x**2) / 2, jnp.zeros(3), 0.5, tolerance=0.0)
+    assert found.residual == 0
+    assert found.converged
+
+
 def test_a_newton_step_stops_where_it_is_told():
     """Few steps of conjugate gradients leave a residual that `converged` judges."""
     theta, beta = {"a": jnp.arange(1.0, 7), "b": jnp.array(2.0)}, 100.0

@@ -21,6 +21,7 @@ PROGRAMS = {
     "IL T=15": lambda load: workloads.inference_learning(
         load, "simultaneous", 15, "SGD"
     ),
+    "ePC T=3": lambda load: workloads.inference_learning(load, "error_based", 3, "SGD"),
     "iPC T=3": lambda load: workloads.incremental(load, 3, "SGD"),
 }
 # Products, and MB of temporaries at batch 64 (those of gradients and activities), as
@@ -30,16 +31,19 @@ GUARD = {
     ("mlp", "SeqIL T=1"): (14, 18.2),
     ("mlp", "SeqIL-MQ T=3"): (26, 14.9),
     ("mlp", "IL T=15"): (92, 14.7),
+    ("mlp", "ePC T=3"): (26, 13.9),
     ("mlp", "iPC T=3"): (33, 25.0),
     ("conv", "BP"): (11, 30.0),
     ("conv", "SeqIL T=1"): (14, 40.3),
     ("conv", "SeqIL-MQ T=3"): (26, 41.9),
     ("conv", "IL T=15"): (92, 41.9),
+    ("conv", "ePC T=3"): (26, 39.8),
     ("conv", "iPC T=3"): (33, 41.7),
     ("autoencoder", "BP"): (17, 16.6),
     ("autoencoder", "SeqIL T=1"): (22, 14.5),
     ("autoencoder", "SeqIL-MQ T=3"): (42, 18.3),
     ("autoencoder", "IL T=15"): (142, 18.1),
+    ("autoencoder", "ePC T=3"): (42, 14.4),
     ("autoencoder", "iPC T=3"): (51, 28.4),
 }
 
