@@ -38,6 +38,7 @@ _KINDS = {
     "loop": {"while", "conditional"},
     "reduction": {"reduce", "reduce-window"},
     "gather": {"gather", "dynamic-slice", "scatter"},
+    "slice": {"slice", "pad", "concatenate"},
     "copy": {"copy", "copy-start", "transpose"},
 }
 
@@ -116,8 +117,8 @@ def kinds(compiled: jax.stages.Compiled) -> dict[str, str]:
 
     Returns:
       `{instruction: kind}`: "product" if it or what it calls multiplies matrices or
-      convolves, else "reduction" if it sums, "gather", "copy", "loop" for control flow,
-      or "elementwise".
+      convolves, else "reduction" if it sums, "gather", "slice" (the patches of images),
+      "copy", "loop" for control flow, or "elementwise".
     """
     computations, _ = _parse(compiled.as_text() or "")
 

@@ -1,6 +1,7 @@
-"""A whole training run of the paper's MLP, and where its time goes.
+"""A whole training run of one of the paper's nets, and where its time goes.
 
 python -m benchmarks.whole_run --epochs 110 --seeds 5 --json FILE
+python -m benchmarks.whole_run --net conv --program "SeqIL-SGD T=1" --steps 50
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -27,8 +28,12 @@ from benchmarks.epoch import Epoch, random_data
 
 @dataclass(frozen=True)
 class Config:
-    """Times epochs of SeqIL-MQ (T = 3) on 50,000 images, then profiles one."""
+    """Times epochs of a program on 50,000 images, then profiles one."""
 
+    net: Literal["mlp", "conv", "vgg5"] = "mlp"
+    """The paper's nets that classify, and VGG5 at a quarter of its width."""
+    program: str = "SeqIL-MQ T=3"
+    """What trains it: a name that `benchmarks.kernels` prints."""
     epochs: int = 2
     """Epochs that are timed; the paper's run has 110."""
     seeds: int = 1
@@ -126,8 +131,11 @@ def _own_times(events: list[tuple[str, float, float]]) -> Iterator[tuple[str, fl
 
 def measure(config: Config) -> dict:
     """The figures of the run."""
-    load = workloads.mlp()
-    program = workloads.inference_learning(load, "sequential", 3, "MQ")
+    load = workloads.NETS[config.net]()
+    known = {program.name: program for program in workloads.programs(load)}
+    if config.program not in known:
+        raise SystemExit(f"--program: expected one of {[*known]}.")
+    program = known[config.program]
     data = random_data(load, config.steps)
     epoch = Epoch(load, program, data, config.seeds)
     epoch()  # the first touches all memory
@@ -146,6 +154,7 @@ def measure(config: Config) -> dict:
     flops = program.floor * config.steps * config.seeds
     median = float(np.median(seconds))
     return {
+        "net": config.net,
         "program": program.name,
         "epochs": config.epochs,
         "seeds": config.seeds,

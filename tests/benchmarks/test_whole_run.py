@@ -63,7 +63,8 @@ def test_kinds_of_instructions():
 @pytest.mark.skipif(not READS_PROFILES, reason="this JAX cannot read its profiles")
 def test_most_of_a_run_is_products(tmp_path):
     path = tmp_path / "run.json"
-    whole_run.main(whole_run.Config(1, 2, 3, 3, json=path))
+    config = whole_run.Config(epochs=1, seeds=2, steps=3, profiled_steps=3, json=path)
+    whole_run.main(config)
     found = json.loads(path.read_text())
     shares = found["share_of_time"]
     assert max(shares, key=shares.get) == "product"
