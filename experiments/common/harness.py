@@ -95,7 +95,7 @@ def cli(main: Callable[[Any], Any], config: type) -> None:
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    options = tyro.cli(config, prog=f"python -m {_module()}")
+    options: Any = tyro.cli(config, prog=f"python -m {_module()}")
     if getattr(options, "preset", None) == "smoke":
         compile_quickly()
     main(options)
