@@ -33,6 +33,15 @@ def compilations(expected: int) -> Iterator[None]:
     assert len(_compiled) - before == expected
 
 
+def shard_map(function, *, check_vma=True, **options):
+    """`jax.shard_map`, which the oldest versions of JAX keep elsewhere."""
+    if hasattr(jax, "shard_map"):
+        return jax.shard_map(function, check_vma=check_vma, **options)
+    from jax.experimental.shard_map import shard_map as older
+
+    return older(function, check_rep=False, **options)
+
+
 METHODS = {"simultaneous": pcjax.simultaneous, "sequential": pcjax.sequential}
 OUTPUTS = {
     "softmax": pcjax.softmax,

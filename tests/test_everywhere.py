@@ -363,7 +363,7 @@ def places(call, arrays) -> Iterator[tuple[str, Any]]:
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("seeds",))
     spec = P("seeds")
-    mapped = jax.shard_map(
+    mapped = problems.shard_map(
         on_device,
         mesh=mesh,
         in_specs=spec,

@@ -27,6 +27,10 @@ def varying_as(params: Any, state: Any) -> Any:
 
     def cast(x):
         missing = tuple(wanted - axes(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return jax.lax.pvary(x, missing)  # the same in older versions of jax
 
     return jax.tree.map(cast, state) if wanted else state
