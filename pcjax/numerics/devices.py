@@ -29,8 +29,9 @@ def varying_as(params: Any, state: Any) -> Any:
         missing = tuple(wanted - axes(x))
         if not missing:
             return x
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(x, missing, to="varying")
-        return jax.lax.pvary(x, missing)  # the same in older versions of jax
+        lax: Any = jax.lax
+        if hasattr(lax, "pcast"):
+            return lax.pcast(x, missing, to="varying")
+        return lax.pvary(x, missing)  # the same in older versions of jax
 
     return jax.tree.map(cast, state) if wanted else state
