@@ -134,7 +134,9 @@ def measure(config: Config) -> dict:
     load = workloads.NETS[config.net]()
     known = {program.name: program for program in workloads.programs(load)}
     if config.program not in known:
-        raise SystemExit(f"--program: expected one of {[*known]}.")
+        raise SystemExit(
+            f"--program: expected one of {[*known]}, got {config.program!r}."
+        )
     program = known[config.program]
     data = random_data(load, config.steps)
     epoch = Epoch(load, program, data, config.seeds)

@@ -150,13 +150,13 @@ def test_make_help_lists_every_target():
 
 
 def test_every_module_has_tests_that_are_to_notice_its_mutants():
-    mutants = runpy.run_path(str(ROOT / ".ci" / "mutants.py"))
+    guards = runpy.run_path(str(ROOT / ".ci" / "guards.py"))
     modules = {
         path.relative_to(ROOT / "pcjax").as_posix()
         for path in _modules("pcjax")
         if path.name != "__init__.py"
     }
-    assert set(mutants["TESTS"]) == modules
+    assert set(guards["TESTS"]) == modules
     for module in modules:
-        for path in mutants["tests_of"](module):
+        for path in guards["tests_of"](module):
             assert (ROOT / path.partition("::")[0]).is_file(), path

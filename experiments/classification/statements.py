@@ -18,6 +18,7 @@ from experiments.common.claims import (
     within,
 )
 
+LAST = 10  # epochs over which accuracy may swing
 MARGIN = 1.0  # points of accuracy that make no difference
 PROTOCOLS = {
     "best": "best test epoch",
@@ -93,6 +94,17 @@ def _accuracy_rows(results: dict[str, Any], measure: str, name: str) -> list[Cla
                 holds = within(gap, MARGIN) if results["full"] else None
         rows.append(
             Claim(f"{name}, {measure} test accuracy, %, {label}", paper, here, holds)
+        )
+    curve = 100 * report.array(results["methods"][name]["test"][measure])
+    if len(curve) >= 2 * LAST:
+        last = curve[-LAST:]
+        rows.append(
+            Claim(
+                f"{name}, {measure} test accuracy, %, last {LAST} epochs",
+                "-",
+                f"{last.mean():.2f}, from {last.min():.2f} to {last.max():.2f}"
+                f"{shortfall(results)}",
+            )
         )
     return rows
 

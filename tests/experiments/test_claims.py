@@ -153,3 +153,16 @@ def test_seconds_to_backprops_accuracy_are_those_of_run_json():
     assert statements.times(_results([61.0], [50.0]), {}) == []
     slow = statements.times(_results([40.0] * 3, [50.0] * 3), seconds)
     assert slow[1].here.startswith("never; ")
+
+
+def test_how_accuracy_swings_over_the_last_epochs_is_said_of_long_runs():
+    found = _results([50.0], [50.0])
+    assert not any("last 10 epochs" in row.what for row in statements.claims(found))
+    for curves in found["methods"].values():
+        curves["train_loss"] = np.ones((20, 1))
+        test = np.array([*[0.1] * 10, 0.5, *[0.55] * 8, 0.6])[:, None]
+        curves["test"]["top1"] = test
+        curves["halves"]["top1"] = np.stack([test, test], axis=1)
+    rows = [row for row in statements.claims(found) if "last 10 epochs" in row.what]
+    assert [row.what.split(",")[0] for row in rows] == ["BP", "SeqIL-MQ"]
+    assert rows[0].here.startswith("55.00, from 50.00 to 60.00 (1 of 5 seeds, 20 of")
