@@ -27,6 +27,7 @@ from experiments.common.harness import (
 from experiments.common.methods import MethodName, select
 from experiments.common.options import (
     BatchSize,
+    Changes,
     Epochs,
     KeepWeights,
     LearningRate,
@@ -43,7 +44,7 @@ PICTURES = 8
 
 
 @dataclass(frozen=True)
-class Config(Options, Epochs, BatchSize, LearningRate, KeepWeights):
+class Config(Options, Epochs, BatchSize, LearningRate, Changes, KeepWeights):
     """Trains autoencoders: reconstruction losses, and reconstructed pictures."""
 
     methods: tuple[MethodName, ...] = METHODS

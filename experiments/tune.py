@@ -29,6 +29,7 @@ from experiments.common.harness import (
 from experiments.common.methods import Hyper, Method, MethodName, select
 from experiments.common.options import (
     BatchSize,
+    Changes,
     Epochs,
     adapted,
     refuse_non_positive,
@@ -40,7 +41,7 @@ from experiments.common.tasks import make_task
 
 
 @dataclass(frozen=True)
-class Config(Options, Epochs, BatchSize):
+class Config(Options, Epochs, BatchSize, Changes):
     """Searches learning rates and step sizes by the test set and by validation."""
 
     net: Net = "mlp"

@@ -19,6 +19,7 @@ from experiments.common.harness import Experiment, Options, Run, execute
 from experiments.common.methods import MethodName, select
 from experiments.common.options import (
     BatchSize,
+    Changes,
     Epochs,
     KeepWeights,
     LearningRate,
@@ -32,7 +33,7 @@ SIGNIFICANT = 0.05  # the level of the two-sample t-test
 
 
 @dataclass(frozen=True)
-class Config(Options, Epochs, BatchSize, LearningRate, KeepWeights):
+class Config(Options, Epochs, BatchSize, LearningRate, Changes, KeepWeights):
     """Trains a net with backprop and predictive coding: test accuracies."""
 
     net: Literal["mlp", "conv"] = "mlp"
@@ -76,7 +77,8 @@ def measure(config: Config, size: TrainingSize, run: Run) -> dict[str, Any]:
 
 def _full(config: Config, long: bool) -> bool:
     """Whether the run is the paper's: its data, rates and length."""
-    own = config.batch_size is None and config.learning_rate is None
+    asked = (config.batch_size, config.learning_rate, config.set)
+    own = all(value is None for value in asked)
     return config.preset == "paper" and own and long
 
 

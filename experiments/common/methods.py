@@ -190,18 +190,23 @@ def decayed(optimizer: Callable) -> Optimizer:
 
 
 def constant(optimizer: Callable) -> Optimizer:
-    """The optimizer with a constant learning rate."""
+    """The optimizer with a learning rate that is constant unless settings say else."""
 
     def make(learning_rate, settings):
-        del settings
-        return optimizer(learning_rate)
+        return optimizer(_scheduled(learning_rate, settings))
 
     return make
 
 
 def mq(learning_rate, settings):
     """MQ with the rho of the settings."""
-    return pcjax.mq(learning_rate, settings.mq_decay)
+    return pcjax.mq(_scheduled(learning_rate, settings), settings.mq_decay)
+
+
+def _scheduled(learning_rate, settings):
+    if not settings.pc_decay:
+        return learning_rate
+    return lambda count: learning_rate / (1 + settings.pc_decay * count)
 
 
 def _seq(settings):

@@ -104,6 +104,15 @@ class LearningRate:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """For experiments that train with the paper's settings."""
+
+    set: dict[str, float] | None = None
+    """Numbers in the place of the paper's, by their names in
+    experiments.common.settings: `--set pc_decay 3e-5 clamp 0.1`."""
+
+
+@dataclass(frozen=True)
 class KeepWeights:
     """For experiments whose trained networks may be of use."""
 
@@ -135,13 +144,34 @@ def resized(size: Any, config: Any) -> Any:
 
 
 def adapted(settings: Settings, config: Any) -> Settings:
-    """The settings with the batch size and learning rate of the command line."""
+    """The settings with what the command line says in their place.
+
+    Raises:
+      ValueError: if a number is not one of the settings', or no such number.
+    """
     changes: dict[str, Any] = {}
     if getattr(config, "batch_size", None) is not None:
         changes["batch_size"] = config.batch_size
     if (rate := getattr(config, "learning_rate", None)) is not None:
         changes["learning_rates"] = dict.fromkeys(settings.learning_rates, rate)
+    changes |= _numbers(settings, getattr(config, "set", None) or {})
     return dataclasses.replace(settings, **changes)
+
+
+def _numbers(settings: Settings, asked: dict[str, float]) -> dict[str, Any]:
+    """The numbers that are asked for, in the types of the settings."""
+    known = {
+        name: type(value)
+        for name, value in dataclasses.asdict(settings).items()
+        if isinstance(value, int | float)
+    }
+    for name, value in asked.items():
+        if name not in known:
+            raise ValueError(f"--set: expected some of {[*known]}, got {name!r}.")
+        if known[name](value) != value:
+            kind = known[name].__name__
+            raise ValueError(f"--set: {name} must be of type {kind}, got {value}.")
+    return {name: known[name](value) for name, value in asked.items()}
 
 
 def _flag(name: str) -> str:

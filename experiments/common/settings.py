@@ -35,6 +35,7 @@ class Settings:
       ipc_step_size: its eps, the same at every iteration.
       mq_decay: rho of MQ.
       bp_decay: c of backprop's learning rate alpha / (1 + c N) at iteration N.
+      pc_decay: the same of the other methods; the paper's are constant.
     """
 
     learning_rates: dict[str, float]
@@ -54,6 +55,7 @@ class Settings:
     ipc_step_size: float = 0.05
     mq_decay: float = 0.9999
     bp_decay: float = 3e-5
+    pc_decay: float = 0.0
 
 
 def settings(net: Net, dataset: str) -> Settings:

@@ -1,5 +1,6 @@
 """The frame of the experiments: parts, headers, locks and JSON."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from experiments.common import folders, live
 from experiments.common.harness import Claim, Experiment, Options, Run, execute
 from experiments.common.options import (
     BatchSize,
+    Changes,
     Epochs,
     LearningRate,
     adapted,
@@ -130,7 +132,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 
 
 @dataclass(frozen=True)
-class Training(Options, Epochs, BatchSize, LearningRate):
+class Training(Options, Epochs, BatchSize, LearningRate, Changes):
     pass
 
 
@@ -164,6 +166,17 @@ def test_options_of_training_change_size_and_settings():
 def test_bad_options_of_training(options, message):
     with pytest.raises(ValueError, match=message):
         Training(**options)
+
+
+def test_single_numbers_of_the_settings_can_be_changed():
+    found = settings("mlp", "digits")
+    changed = adapted(found, Training(set={"low": -1.0, "num_steps": 5.0}))
+    assert changed == dataclasses.replace(found, low=-1.0, num_steps=5)
+    assert isinstance(changed.num_steps, int)
+    with pytest.raises(ValueError, match=r"some of \[.*'clamp'.*got 'hidden'"):
+        adapted(found, Training(set={"hidden": 3.0}))
+    with pytest.raises(ValueError, match=r"num_steps must be of type int, got 2\.5"):
+        adapted(found, Training(set={"num_steps": 2.5}))
 
 
 @pytest.mark.parametrize("name", ["rates", "factors", "step_sizes"])

@@ -1,5 +1,6 @@
 """Settings, tasks and methods of the experiments."""
 
+import dataclasses
 from typing import get_args
 
 import jax
@@ -43,6 +44,25 @@ def test_select():
         select(["BP", "Adam"])
     with pytest.raises(ValueError, match="got none"):
         select([])
+
+
+@pytest.mark.parametrize("name", ["SeqIL", "SeqIL-Adam", "SeqIL-MQ"])
+def test_rates_of_predictive_coding_fall_on_request(name):
+    (method,) = select([name])
+    params = {"w": jnp.ones(3)}
+    slope = {"w": jnp.ones(3)}
+
+    def second_step(**changes):
+        found = dataclasses.replace(settings("mlp", "cifar10"), **changes)
+        tx = method.optimizer(0.25, found)
+        _, state = tx.update(slope, tx.init(params), params)
+        return tx.update(slope, state, params)[0]["w"]
+
+    # alpha / (1 + 1): MQ's least step of .001 and its v are not halved.
+    exact = 2 * second_step(pc_decay=1.0)
+    if name == "SeqIL-MQ":
+        exact -= 0.001 * -slope["w"]
+    np.testing.assert_allclose(exact, second_step(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv", "autoencoder"])
