@@ -23,7 +23,8 @@ import numpy as np
 from pcjax.checkpoints.locks import FolderLock
 
 _NUMBERS = re.compile(r"\[(?:null|[-+.\deE,\s])*\]")  # lists that go on one line
-_DECIDES = ("config", "size")  # of a header; the rest says where it was measured
+_DECIDES = ("config", "size")  # of a header
+_WHERE = ("versions", "device", "machine")  # it was measured
 
 
 class UnfinishedError(Exception):
@@ -65,6 +66,7 @@ class Run:
         self.elsewhere: dict[str, str] = {}
         self.unfinished: list[str] = []
         self._used: set[str] = set()
+        self._origins: list[dict] = []
         self._free = free
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -99,6 +101,7 @@ class Run:
                 flush=True,
             )
             self._check(name, path, saved.get("header", {}), header)
+        self._origins.append(_chosen(saved.get("header", {}), _WHERE))
         self.seconds.setdefault(name, saved["seconds"])
         self._used.add(name)
         return saved["value"]
@@ -107,12 +110,20 @@ class Run:
         """Refuses a part of other settings, and notes one of another machine."""
         if not there.get("size"):  # written before parts had headers
             return
-        if different := differences(_deciding(there), _deciding(here)):
+        if different := differences(*(_chosen(side, _DECIDES) for side in (there, here))):
             raise ValueError(
                 f"{path} is of a run of other settings ({'; '.join(different)})."
             )
         if different := differences(there, here):
             self.elsewhere[name] = "; ".join(different)
+
+    def origin(self) -> dict:
+        """The header's fields of where the parts were measured, if that is one place.
+
+        That is another place than this where finished parts were brought from there.
+        """
+        first, *others = self._origins or [{}]
+        return {} if any(other != first for other in others) else first
 
     def checkpoints(self, name: str) -> Path:
         """The folder for the state of a network in training."""
@@ -141,7 +152,9 @@ class Run:
                 shutil.rmtree(self.folder / folder, ignore_errors=True)
 
 
-def finished(folder: Path, header: dict, free: Sequence[str] = ()) -> dict | None:
+def finished(
+    folder: Path, header: dict, free: Sequence[str] = (), anywhere: bool = False
+) -> dict | None:
     """The results in the folder, if they are there.
 
     Args:
@@ -149,6 +162,7 @@ def finished(folder: Path, header: dict, free: Sequence[str] = ()) -> dict | Non
       header: of the run that is asked for.
       free: see `Run`; a run that was interrupted, or whose parts are still there, goes
         on with other values of these.
+      anywhere: whether it may have been measured elsewhere.
 
     Returns:
       results.json; None if there is none, or if there is more to do.
@@ -157,14 +171,17 @@ def finished(folder: Path, header: dict, free: Sequence[str] = ()) -> dict | Non
       ValueError: if the folder holds a run of other settings.
     """
     parts = folder / "parts" / "header.json"
+    asked = _chosen(header, _DECIDES) if anywhere else header
     for path in (folder / "results.json", parts):
         if not path.exists():
             continue
         found = json.loads(path.read_text())
         goes_on = parts.exists()
-        sides = (found, header)
+        sides = [found, header]
         if goes_on:
-            sides = tuple(thin(side, free) for side in sides)  # type: ignore[assignment]
+            sides = [thin(side, free) for side in sides]
+        if anywhere:
+            sides = [_chosen(side, _DECIDES) for side in sides]
         if different := differences(*sides):
             changes = "; ".join(different)
             raise ValueError(
@@ -172,7 +189,7 @@ def finished(folder: Path, header: dict, free: Sequence[str] = ()) -> dict | Non
                 "folder with --out, or take its place with --replace."
             )
         whole = "results" in found and not found.get("unfinished")
-        return found if whole and not differences(found, header) else None
+        return found if whole and not differences(found, asked) else None
     return None
 
 
@@ -184,14 +201,13 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _deciding(header: dict) -> dict:
-    return {name: header[name] for name in _DECIDES if name in header}
+def _chosen(header: dict, names: Sequence[str]) -> dict:
+    return {name: header[name] for name in names if name in header}
 
 
 def thin(header: dict, free: Sequence[str]) -> dict:
     """The header without the fields of the configuration that are free."""
-    names = (*_DECIDES, "versions", "device", "machine")
-    found = {name: header[name] for name in names if name in header}
+    found = _chosen(header, (*_DECIDES, *_WHERE))
     config = {k: v for k, v in found.get("config", {}).items() if k not in free}
     return found | {"config": config}
 

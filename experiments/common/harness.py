@@ -148,7 +148,7 @@ def _execute(experiment: Experiment, config: Any, folder: Path) -> dict:
     with locked(folder):
         if config.replace and _to_replace(folder, header, experiment.free):
             clear(folder)
-        found = finished(folder, header, experiment.free)
+        found = finished(folder, header, experiment.free, config.finished_only)
         if found is None:
             run = Run(
                 folder,
@@ -193,7 +193,7 @@ def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
     started = time.perf_counter()
     resumed = run.open() if not run.finished_only else True
     results = plain(experiment.measure(config, size, run))
-    found = {**run.header, "results": results}
+    found = {**run.header, **run.origin(), "results": results}
     if run.unfinished:
         found["unfinished"] = run.unfinished
     about = {

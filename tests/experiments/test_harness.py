@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import tune
-from experiments.common import folders, live
+from experiments.common import folders, harness, live
 from experiments.common.harness import Claim, Experiment, Options, Run, execute
 from experiments.common.options import (
     BatchSize,
@@ -82,6 +82,36 @@ def test_an_interrupted_experiment_goes_on(tmp_path, capsys):
     assert json.loads((broken / "run.json").read_text())["resumed"]
     names = {path.name for path in broken.iterdir()} - {".lock"}
     assert names == {"results.json", "run.json", "plot.png"}
+
+
+def test_parts_brought_from_another_machine(tmp_path, monkeypatch):
+    """The results say where they were measured, and can be read again here."""
+    with monkeypatch.context() as there:
+        there.setattr(harness.platform, "machine", lambda: "there")
+        with pytest.raises(SystemExit):
+            execute(Counted(fail=True).experiment, Options(out=tmp_path))
+    with pytest.raises(SystemExit, match="machine is there there"):
+        execute(Counted().experiment, Options(out=tmp_path))
+    [path] = (tmp_path / "parts").glob("a.json")
+    path.with_name("b.json").write_text(path.read_text())
+    for _ in range(2):
+        found = execute(Counted().experiment, Options(out=tmp_path, finished_only=True))
+        assert found["machine"] == "there"
+    with pytest.raises(SystemExit, match=r"size\.seeds is 3 there, 5 here"):
+        execute(
+            Counted().experiment, Options(out=tmp_path, finished_only=True, seeds=5)
+        )
+
+
+def test_parts_of_several_machines(tmp_path):
+    for name, device in (("a", "gpu"), ("b", "cpu")):
+        Run(tmp_path, {"device": device}).part(name, lambda: 1)
+    run = Run(tmp_path, {"device": "cpu"})
+    assert run.origin() == {}
+    run.part("a", lambda: 2)
+    assert run.origin() == {"device": "gpu"}
+    run.part("b", lambda: 2)
+    assert run.origin() == {}
 
 
 def test_a_finished_experiment_is_not_run_again(tmp_path, capsys):
