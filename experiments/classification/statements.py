@@ -1,5 +1,6 @@
 """Accuracies beside the paper's, and what the paper says of them."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from experiments.common.claims import (
     Difference,
     Sample,
     above,
+    all_of,
     below,
     difference,
     not_worse,
@@ -150,7 +152,42 @@ def _statements(results: dict[str, Any]) -> list[Claim]:
                 above(gap) if results["full"] else None,
             )
         )
+    return rows + _order(found, results)
+
+
+def _order(found: dict[str, Any], results: dict[str, Any]) -> list[Claim]:
+    """Whether methods that the paper tells apart come in its order here."""
+    said = PAPER.get((results["net"], results["dataset"], "top1"), {})
+    paper = {name: Sample(*said[name], SEEDS) for name in found if name in said}
+    apart = [
+        (a, b)
+        for a, b in itertools.permutations(paper, 2)
+        if difference(paper[a], paper[b]).low > 0
+    ]
+    if not apart or not results["full"]:
+        return []
+    rows = []
+    for protocol, label in PROTOCOLS.items():
+        ours = {name: getattr(found[name], protocol) for name in paper}
+        if any(values is None for values in ours.values()):
+            continue
+        verdicts = [above(difference(ours[a], ours[b])) for a, b in apart]
+        means = {name: values.mean() for name, values in ours.items()}
+        rows.append(
+            Claim(
+                f"the order of the methods ({label})",
+                _ranked({name: known.mean for name, known in paper.items()}),
+                f"{_ranked(means)}: of {len(apart)} pairs that the paper tells apart, "
+                f"{verdicts.count(True)} are so, {verdicts.count(False)} are not"
+                f"{shortfall(results)}",
+                all_of(verdicts),
+            )
+        )
     return rows
+
+
+def _ranked(values: dict[str, float]) -> str:
+    return " > ".join(sorted(values, key=values.__getitem__, reverse=True))
 
 
 def _never_worse(found: dict[str, Any], results: dict[str, Any]) -> list[Claim]:

@@ -145,6 +145,31 @@ def test_the_papers_number_is_met_by_the_whole_interval():
         assert rows[0].holds == expected
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict", "counts"),
+    [
+        ([57.1, 57.2, 57.3], [56.0, 56.1, 56.2], True, "1 are so, 0 are not"),
+        ([55.1, 55.2, 55.3], [56.0, 56.1, 56.2], False, "0 are so, 1 are not"),
+        ([54.0, 56.2, 58.4], [56.0, 56.1, 56.2], UNDECIDED, "0 are so, 0 are not"),
+    ],
+)
+def test_the_order_of_the_methods(ours, theirs, verdict, counts):
+    rows = statements.claims(_results(ours, theirs, full=True))
+    found = [row for row in rows if row.what.startswith("the order")]
+    assert len(found) == 3  # by every protocol
+    for row in found:
+        assert row.paper == "SeqIL-MQ > BP"
+        assert row.holds == verdict
+        assert f"of 1 pairs that the paper tells apart, {counts}" in row.here
+        first = "SeqIL-MQ > BP" if np.mean(ours) > 56.1 else "BP > SeqIL-MQ"
+        assert row.here.startswith(f"{first}: ")
+    short = statements.claims(_results(ours, theirs))
+    assert not any(row.what.startswith("the order") for row in short)
+    # The paper's own numbers do not tell BP from SeqIL-MQ on the conv net.
+    conv = statements.claims(_results(ours, theirs, full=True, net="conv"))
+    assert not any(row.what.startswith("the order") for row in conv)
+
+
 def test_seconds_to_backprops_accuracy_are_those_of_run_json():
     seconds = {"mlp, per epoch": {"BP": [2.0, 2.0], "SeqIL-MQ": [5.0, 3.0]}}
     found = statements.times(_results([61.0] * 3, [50.0] * 3), seconds)
