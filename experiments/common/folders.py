@@ -110,7 +110,8 @@ class Run:
         """Refuses a part of other settings, and notes one of another machine."""
         if not there.get("size"):  # written before parts had headers
             return
-        if different := differences(*(_chosen(side, _DECIDES) for side in (there, here))):
+        settings = _chosen(there, _DECIDES), _chosen(here, _DECIDES)
+        if different := differences(*settings):
             raise ValueError(
                 f"{path} is of a run of other settings ({'; '.join(different)})."
             )

@@ -12,13 +12,13 @@ def convolve(
 ) -> jax.Array:
     """A convolution without padding.
 
-    On a CPU, and wherever filters stride, it is one matrix product with the patches of
-    the input, so that both of its gradients are matrix products, too. XLA's own gradient
-    of a strided convolution falls back to plain loops on CPUs for some shapes: that of
-    the paper's last convolution with respect to its input takes over a hundred times as
-    long. On GPUs convolutions of several networks at once become one by groups, which is
-    several times as slow for the paper's nets. Filters that do not stride keep XLA's
-    convolution there, as their patches would take too much memory.
+    On a CPU, and wherever filters stride, it is one matrix product with the patches
+    of the input, so that both of its gradients are matrix products, too. XLA's own
+    gradient of a strided convolution falls back to plain loops on CPUs for some shapes:
+    that of the paper's last convolution with respect to its input takes over a hundred
+    times as long. On GPUs convolutions of several networks at once become one by
+    groups, which is several times as slow for the paper's nets. Filters that do not
+    stride keep XLA's convolution there, as their patches would take too much memory.
 
     Args:
       inputs: [B, H, W, C].
