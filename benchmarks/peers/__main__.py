@@ -1,6 +1,7 @@
 """The same training step in pcjax and in other libraries, on the CPU, interleaved.
 
 python -m benchmarks.peers --json FILE --plot FILE
+python -m benchmarks.peers --net vgg5 --rounds 10 --steps 2
 """
 
 import json
@@ -10,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -33,8 +34,11 @@ class Config:
     """Timed iterations a turn; one goes before them."""
     peers: tuple[str, ...] = ()
     """Only these libraries (and pcjax), by name."""
-    width: int = 1024
-    """Hidden units of a layer; the paper's 1024."""
+    net: Literal["mlp", "vgg5"] = "mlp"
+    """The paper's MLP, or the field's VGG5 with ReLU."""
+    width: int | None = None
+    """Hidden units of a layer, by default the paper's 1024; of VGG5 the channels of its
+    first convolution, by default 32, a quarter of the published."""
     envs: Path = Path(".peer-envs")
     """Where their virtual environments are made, and found again."""
     json: Path | None = None
@@ -172,10 +176,15 @@ def measure(started: Started, rounds: int, steps: int) -> list[Row]:
 
 def main(config: Config) -> None:
     """Measures, prints, writes and draws."""
-    peers = libraries.select(config.peers)
+    peers = libraries.select(config.peers, config.net)
     console = Console(stderr=True)
     began = time.monotonic()
-    settings = {**thread_settings(), protocol.WIDTH_VARIABLE: str(config.width)}
+    width = config.width or protocol.WIDTHS[config.net]
+    settings = {
+        **thread_settings(),
+        protocol.NET_VARIABLE: config.net,
+        protocol.WIDTH_VARIABLE: str(width),
+    }
     started = start(peers, METHODS, config.envs, settings, console)
     try:
         if PCJAX not in started.processes:
@@ -185,7 +194,10 @@ def main(config: Config) -> None:
     finally:
         for process in started.processes.values():
             process.close()
-    net = f"3072-3x{config.width}-10, batch {protocol.BATCH_SIZE}, float32, CPU"
+    layers = f"3072-3x{width}-10"
+    if config.net == "vgg5":
+        layers = f"VGG5, {width} to {4 * width} channels"
+    net = f"{layers}, batch {protocol.BATCH_SIZE}, float32, CPU"
     report.show(rows, started.libraries, net)
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.peers", *_arguments()]),

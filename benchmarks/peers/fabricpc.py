@@ -20,7 +20,7 @@ from fabricpc.core.inference_epc import EPCInference
 from fabricpc.core.topology import Edge
 from fabricpc.graph_assembly import TaskMap, graph
 from fabricpc.graph_initialization import initialize_params
-from fabricpc.nodes import IdentityNode, Linear
+from fabricpc.nodes import ConvNode, IdentityNode, Linear
 from fabricpc.training import make_train_step
 
 from benchmarks.peers import protocol
@@ -30,16 +30,58 @@ _OPTIMIZERS = {"SGD": optax.sgd, "Adam": optax.adam}
 _INFERENCE = {"error-based": EPCInference}  # all others move the latents
 
 
+class PooledConv(ConvNode):
+    """Its convolution with ReLU and max pool as one node; its own pool is a node that
+    has a latent, which is another network."""
+
+    @staticmethod
+    def initialize_params(key, node_shape, input_shapes, weight_init, config=None):
+        height, width, channels = node_shape
+        unpooled = (2 * height, 2 * width, channels)
+        return ConvNode.initialize_params(
+            key, unpooled, input_shapes, weight_init, config
+        )
+
+    @staticmethod
+    def predict(params, inputs, state, node_info):
+        del state, node_info
+        ((edge, below),) = inputs.items()
+        product = jax.lax.conv_general_dilated(
+            below,
+            params.weights[edge],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        tile = (1, 2, 2, 1)
+        return jax.lax.reduce_window(
+            jax.nn.relu(product + params.biases["b"]),
+            -jax.numpy.inf,
+            jax.lax.max,
+            tile,
+            tile,
+            "VALID",
+        ), None
+
+
 def _network(inference: str, num_steps: int):
     """The graph, and the names of its weighted nodes from first to last."""
-    nodes = [IdentityNode(shape=protocol.SIZES[:1], name="inputs")]
-    for index, size in enumerate(protocol.SIZES[1:], 1):
-        last = index == len(protocol.SIZES) - 1
+    shape = protocol.SIZES[:1] if protocol.NET == "mlp" else protocol.IMAGE
+    nodes = [IdentityNode(shape=shape, name="inputs")]
+    shapes = protocol.kernel_shapes()
+    for index, kernel in enumerate(shapes, 1):
+        last = index == len(shapes)
+        name = f"layer{index}"
+        if len(kernel) == 4:
+            shape = (shape[0] // 2, shape[1] // 2, kernel[-1])
+            nodes.append(PooledConv(shape=shape, name=name, kernel_size=(3, 3)))
+            continue
         node = Linear(
-            shape=(size,),
-            name=f"layer{index}",
+            shape=kernel[1:],
+            name=name,
             activation=SoftmaxActivation() if last else ReLUActivation(),
             energy=CrossEntropyEnergy() if last else GaussianEnergy(),
+            flatten_input=protocol.NET == "vgg5",
         )
         nodes.append(node)
     structure = graph(
@@ -79,7 +121,7 @@ def build(method: protocol.Method) -> protocol.Program:
         for name in names:
             node = state[0].nodes[name]
             (weight,) = node.weights.values()
-            found.append((np.array(weight), np.array(node.biases["b"])[0]))
+            found.append((np.array(weight), np.ravel(node.biases["b"])))
         return found
 
     return protocol.Program(run, weights)
@@ -92,5 +134,6 @@ if __name__ == "__main__":
             build,
             Model("post", "softmax cross-entropy"),
             ("fabricpc", "jax", "jaxlib", "optax"),
+            nets=("mlp", "vgg5"),
         )
     )

@@ -30,12 +30,14 @@ class Peer(NamedTuple):
       module: the program that runs in its environment, and its arguments.
       environment: a key of `ENVIRONMENTS`; None runs in this environment.
       step: what one training iteration is there.
+      nets: those it is written for.
     """
 
     name: str
     module: tuple[str, ...]
     environment: str | None
     step: str
+    nets: tuple[str, ...] = ("mlp",)
 
 
 ENVIRONMENTS = {
@@ -65,6 +67,7 @@ PEERS = (
         ("benchmarks.peers.pcjax",),
         None,
         "training.make_update, jitted and donated; softmax cross-entropy",
+        ("mlp", "vgg5"),
     ),
     Peer(
         "PyTorch",
@@ -83,18 +86,21 @@ PEERS = (
         ("benchmarks.peers.pcx",),
         "pcx",
         "the tutorials' jitted step, unrolled; softmax cross-entropy",
+        ("mlp", "vgg5"),
     ),
     Peer(
         "PCX, new JAX",
         ("benchmarks.peers.pcx",),
         "pcx-new-jax",
         "the same on the newest JAX, against its metadata; softmax cross-entropy",
+        ("mlp", "vgg5"),
     ),
     Peer(
         "FabricPC",
         ("benchmarks.peers.fabricpc",),
         "fabricpc",
         "make_train_step, jitted and donated; softmax cross-entropy",
+        ("mlp", "vgg5"),
     ),
     Peer(
         "ngc-learn",
@@ -124,18 +130,18 @@ METHODS = (
 )
 
 
-def select(names: Sequence[str]) -> list[Peer]:
-    """The peers of these names (all without any), pcjax first.
+def select(names: Sequence[str], net: str = "mlp") -> list[Peer]:
+    """The peers of these names (all without any) that have the net, pcjax first.
 
     Raises:
-      ValueError: if there is no peer of a name.
+      ValueError: if there is no peer of a name that has it.
     """
-    known = {peer.name.lower(): peer for peer in PEERS}
+    known = {peer.name.lower(): peer for peer in PEERS if net in peer.nets}
     unknown = [name for name in names if name.lower() not in known]
     if unknown:
         raise ValueError(
-            f"peers: there is no {', '.join(unknown)}; there are "
-            f"{', '.join(peer.name for peer in PEERS)}."
+            f"peers: there is no {', '.join(unknown)} with {net}; there are "
+            f"{', '.join(peer.name for peer in known.values())}."
         )
     wanted = {PCJAX, *(name.lower() for name in names or known)}
-    return [peer for peer in PEERS if peer.name.lower() in wanted]
+    return [peer for name, peer in known.items() if name in wanted]

@@ -19,7 +19,11 @@ _INFERENCE = {
 
 
 def build(method: protocol.Method) -> protocol.Program:
-    network = pcjax.mlp(protocol.SIZES)
+    network = (
+        pcjax.mlp(protocol.SIZES)
+        if protocol.NET == "mlp"
+        else pcjax.vgg(5, 10, width=protocol.WIDTH, activation=jax.nn.relu)
+    )
     inputs, targets = map(jax.numpy.asarray, protocol.batch())
     tx = _OPTIMIZERS[method.optimizer](protocol.LEARNING_RATES[method.optimizer])
     if method.inference == "backprop":
@@ -46,8 +50,9 @@ if __name__ == "__main__":
     protocol.serve(
         protocol.Library(
             build,
-            Model("pre", "softmax cross-entropy"),
+            Model("pre" if protocol.NET == "mlp" else "post", "softmax cross-entropy"),
             ("jax", "jaxlib", "optax"),
             timing.environment,
+            ("mlp", "vgg5"),
         )
     )

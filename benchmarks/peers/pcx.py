@@ -5,8 +5,6 @@ the free activities, each with a step of optax's SGD, then one gradient in the
 weights. The output is clamped and its energy is cross-entropy.
 """
 
-from itertools import pairwise
-
 import jax
 import numpy as np
 import optax
@@ -26,18 +24,29 @@ _PER_EXAMPLE = pxc.VodeParam | pxc.VodeParam.Cache
 class Classifier(pxc.EnergyModule):
     """A ReLU network whose every layer predicts a value node."""
 
-    def __init__(self, sizes: tuple[int, ...]):
+    def __init__(self):
         super().__init__()
-        self.layers = [pxnn.Linear(*shape) for shape in pairwise(sizes)]
+        shapes = protocol.kernel_shapes()
+        self.layers = [
+            pxnn.Linear(*shape)
+            if len(shape) == 2
+            else pxnn.Conv2d(*shape[2:], 3, padding=1)
+            for shape in shapes
+        ]
+        self.pool = pxnn.MaxPool2d(2, 2)
+        self.pools = [len(shape) == 4 for shape in shapes]
         hidden = [pxc.Vode() for _ in self.layers[1:]]
         self.vodes = [*hidden, pxc.Vode(pxc.ce_energy)]
         self.vodes[-1].h.frozen = True
 
     def __call__(self, inputs, targets=None):
         activity = inputs
-        for layer, vode in zip(self.layers[:-1], self.vodes[:-1], strict=True):
-            activity = vode(jax.nn.relu(layer(activity)))
-        self.vodes[-1](self.layers[-1](activity))
+        for layer, vode, pools in zip(
+            self.layers[:-1], self.vodes[:-1], self.pools[:-1], strict=True
+        ):
+            predicted = jax.nn.relu(layer(activity))
+            activity = vode(self.pool(predicted) if pools else predicted)
+        self.vodes[-1](self.layers[-1](activity.reshape(-1)))
         if targets is not None:
             self.vodes[-1].set("h", targets)
         return self.vodes[-1].get("u")
@@ -75,7 +84,9 @@ def build(method: protocol.Method) -> protocol.Program:
         )
     pcx.RKG.seed(0)
     inputs, targets = map(jax.numpy.asarray, protocol.batch())
-    model = Classifier(protocol.SIZES)
+    if protocol.NET == "vgg5":  # channels come first there
+        inputs = inputs.transpose(0, 3, 1, 2)
+    model = Classifier()
     # As the tutorials advise, so that the step compiles once.
     with pxu.step(model, pxc.STATUS.INIT, clear_params=pxc.VodeParam.Cache):
         initialise(inputs, targets, model=model)
@@ -110,11 +121,23 @@ def build(method: protocol.Method) -> protocol.Program:
 
     def weights() -> protocol.Weights:
         return [
-            (np.array(layer.nn.weight.get()).T.copy(), np.array(layer.nn.bias.get()))
+            (_kernel(np.array(layer.nn.weight.get())), np.ravel(layer.nn.bias.get()))
             for layer in model.layers
         ]
 
     return protocol.Program(run, weights)
+
+
+def _kernel(weight: np.ndarray) -> np.ndarray:
+    """[out, in] or [out, in, 3, 3] as `protocol.kernel_shapes` has it."""
+    if weight.ndim == 4:
+        return weight.transpose(2, 3, 1, 0).copy()
+    if protocol.NET == "vgg5":  # of flattened channels, rows and columns
+        channels = protocol.CHANNELS[-1]
+        side = protocol.IMAGE[0] // 2 ** len(protocol.CHANNELS)
+        weight = weight.reshape(-1, channels, side, side).transpose(0, 2, 3, 1)
+        weight = weight.reshape(len(weight), -1)
+    return weight.T.copy()
 
 
 if __name__ == "__main__":
@@ -123,5 +146,6 @@ if __name__ == "__main__":
             build,
             Model("post", "softmax cross-entropy"),
             ("pcx", "jax", "jaxlib", "equinox", "optax"),
+            nets=("mlp", "vgg5"),
         )
     )

@@ -14,14 +14,20 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from itertools import pairwise
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.peers import reference
 
-WIDTH_VARIABLE = "PEERS_WIDTH"
-SIZES = (3072, *[int(os.environ.get(WIDTH_VARIABLE, "1024"))] * 3, 10)
+NET_VARIABLE, WIDTH_VARIABLE = "PEERS_NET", "PEERS_WIDTH"
+WIDTHS = {"mlp": 1024, "vgg5": 32}  # hidden units; channels of the first convolution
+NET = os.environ.get(NET_VARIABLE, "mlp")
+WIDTH = int(os.environ.get(WIDTH_VARIABLE) or WIDTHS[NET])
+SIZES = (3072, *[WIDTH] * 3, 10)  # of the MLP
+IMAGE = (32, 32, 3)
+CHANNELS = (WIDTH, 2 * WIDTH, 4 * WIDTH, 4 * WIDTH)  # of VGG5, each with a pool
 BATCH_SIZE = 64
 STEP_SIZE = 0.1  # of inference
 LEARNING_RATES = {"SGD": 0.1, "Adam": 1e-4}
@@ -59,7 +65,8 @@ class Program(NamedTuple):
 
     Attributes:
       run: makes that many training iterations and waits for the last.
-      weights: the weights now, `[(W [in, out], b [out]), ...]`.
+      weights: the weights now, `[(W, b), ...]` of the shapes of `kernel_shapes()`
+        and [out].
     """
 
     run: Callable[[int], None]
@@ -74,21 +81,36 @@ class Library(NamedTuple):
       model: layout and loss, which the check needs to know.
       packages: whose versions matter.
       environment: what else the numbers depend on.
+      nets: those it is written for.
     """
 
     build: Callable[[Method], Program]
     model: reference.Model
     packages: tuple[str, ...]
     environment: Callable[[], dict[str, Any]] = dict
+    nets: tuple[str, ...] = ("mlp",)
 
 
 class UnsupportedError(Exception):
     """The library does not offer this method."""
 
 
+def kernel_shapes() -> list[tuple[int, ...]]:
+    """Of every layer's weights: [in, out], or [3, 3, in, out] of a convolution."""
+    if NET == "mlp":
+        return list(pairwise(SIZES))
+    convolutions = [(3, 3, *pair) for pair in pairwise((IMAGE[-1], *CHANNELS))]
+    side = IMAGE[0] // 2 ** len(CHANNELS)
+    return [*convolutions, (side * side * CHANNELS[-1], SIZES[-1])]
+
+
 def batch() -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [64, 3072] in [0, 1) and one-hot targets [64, 10], both float32."""
-    inputs = np.random.default_rng(0).random((BATCH_SIZE, SIZES[0]), dtype=np.float32)
+    """Inputs in [0, 1) and one-hot targets [64, 10], both float32.
+
+    Inputs are [64, 3072] for the MLP and [64, 32, 32, 3] for VGG5.
+    """
+    shape = SIZES[:1] if NET == "mlp" else IMAGE
+    inputs = np.random.default_rng(0).random((BATCH_SIZE, *shape), dtype=np.float32)
     targets = np.eye(SIZES[-1], dtype=np.float32)[np.arange(BATCH_SIZE) % SIZES[-1]]
     return inputs, targets
 
@@ -129,6 +151,8 @@ def _describe(library: Library) -> dict[str, Any]:
 def _do(library: Library, programs: list[Program], request: dict) -> dict[str, Any]:
     if "build" in request:
         method = Method(*request["build"])
+        if NET not in library.nets:
+            raise UnsupportedError(f"{NET} is not written for it")
         started = time.perf_counter()
         program = library.build(method)
         built = time.perf_counter()
@@ -158,9 +182,9 @@ def check(program: Program, method: Method, model: reference.Model) -> dict[str,
     """
     inputs, targets = batch()
     before = program.weights()
-    sizes = (*(len(w) for w, _ in before), len(before[-1][1]))
-    if sizes != SIZES:
-        raise ValueError(f"the network has layers {sizes}, not {SIZES}.")
+    shapes = [w.shape for w, _ in before]
+    if shapes != kernel_shapes():
+        raise ValueError(f"the network has layers {shapes}, not {kernel_shapes()}.")
     program.run(1)
     after = program.weights()
     error = None

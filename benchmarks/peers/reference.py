@@ -4,11 +4,16 @@ Written out from the equations and not from any library, so that a step which sk
 iterations, layers or examples is found out.
 """
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-Weights = list[tuple[np.ndarray, np.ndarray]]  # [(W [in, out], b [out]), ...]
+# [(W [in, out] or [3, 3, in, out], b [out]), ...]
+Weights = list[tuple[np.ndarray, np.ndarray]]
+# A cotangent of a layer's outputs -> those of its inputs, of W and of b.
+Pull = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Model(NamedTuple):
@@ -16,7 +21,7 @@ class Model(NamedTuple):
 
     Attributes:
       layout: `pre`, where activities are what goes into the ReLU, or `post`, where
-        they are what comes out of it.
+        they are what comes out of it (and of the pool after it).
       loss: `softmax cross-entropy` or `squared error` (half of it).
     """
 
@@ -28,13 +33,67 @@ def _relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
-def _predict(model: Model, weights: Weights, activities: list) -> tuple[list, list]:
-    """What goes into every product, and what comes out of it."""
-    sources = [
-        _relu(h) if model.layout == "pre" and index else h
-        for index, h in enumerate(activities[: len(weights)])
+def _dense(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, Pull]:
+    flat = x.reshape(len(x), -1)
+
+    def pull(g):
+        return (g @ w.T).reshape(x.shape), flat.T @ g, g.sum(0)
+
+    return flat @ w + b, pull
+
+
+def _conv(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, Pull]:
+    """A 3 x 3 convolution that keeps height and width; tap by tap."""
+    height, width = x.shape[1:3]
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [
+        (place, np.s_[:, place[0] : place[0] + height, place[1] : place[1] + width])
+        for place in np.ndindex(w.shape[:2])
     ]
-    return sources, [h @ w + b for h, (w, b) in zip(sources, weights, strict=True)]
+
+    def pull(g):
+        to_x, to_w = np.zeros_like(padded), np.zeros_like(w)
+        for place, window in taps:
+            to_x[window] += g @ w[place].T
+            to_w[place] = np.tensordot(padded[window], g, axes=((0, 1, 2), (0, 1, 2)))
+        return to_x[:, 1:-1, 1:-1], to_w, g.sum((0, 1, 2))
+
+    return sum(padded[window] @ w[place] for place, window in taps) + b, pull
+
+
+def _max_pool(x: np.ndarray) -> tuple[np.ndarray, Callable]:
+    """The largest of 2 x 2; of equal ones all, which are zeros of a ReLU."""
+    batch, height, width, channels = x.shape
+    tiles = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    largest = tiles.max((2, 4), keepdims=True)
+
+    def pull(g):
+        return ((tiles == largest) * g.reshape(largest.shape)).reshape(x.shape)
+
+    return largest.reshape(batch, height // 2, width // 2, channels), pull
+
+
+def _layer(
+    model: Model, weights: Weights, index: int, below: np.ndarray
+) -> tuple[np.ndarray, Pull]:
+    """What a layer predicts from the activity below, and its transposed derivative."""
+    w, b = weights[index]
+    pre = model.layout == "pre"
+    multiply = _dense if w.ndim == 2 else _conv
+    product, pull = multiply(_relu(below) if pre and index else below, w, b)
+    if pre:
+
+        def through_relu(g):
+            to_source, *rest = pull(g)
+            return (to_source * (below > 0) if index else to_source, *rest)
+
+        return product, through_relu
+    if index == len(weights) - 1:
+        return product, pull
+    if w.ndim == 2:
+        return _relu(product), lambda g: pull(g * (product > 0))
+    pooled, unpool = _max_pool(_relu(product))
+    return pooled, lambda g: pull(unpool(g) * (product > 0))
 
 
 def _output_error(model: Model, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -44,13 +103,18 @@ def _output_error(model: Model, logits: np.ndarray, targets: np.ndarray) -> np.n
     return targets - exponentials / exponentials.sum(1, keepdims=True)
 
 
-def _feedforward(model: Model, weights: Weights, inputs: np.ndarray) -> list:
+def _feedforward(
+    model: Model,
+    weights: Weights,
+    inputs: np.ndarray,
+    errors: list[np.ndarray] | None = None,
+) -> list:
+    """Every activity, with errors added to the predictions of the hidden ones."""
     activities = [inputs.astype(np.float64)]
     for index in range(len(weights)):
-        _, products = _predict(model, weights[: index + 1], activities)
-        last = index == len(weights) - 1
-        post = model.layout == "post" and not last
-        activities.append(_relu(products[-1]) if post else products[-1])
+        prediction, _ = _layer(model, weights, index, activities[-1])
+        hidden = errors is not None and index < len(weights) - 1
+        activities.append(prediction + errors[index] if hidden else prediction)
     return activities
 
 
@@ -82,95 +146,66 @@ def gradients(
     """
     activities = _feedforward(model, weights, inputs)
     activities[-1] = targets.astype(np.float64)
-    count = len(weights)
+    hidden = range(1, len(weights))
     if inference == "backprop":
-        sources, products = _predict(model, weights, activities)
-        signals = [_output_error(model, products[-1], targets)]
-        for index in range(count - 1, 0, -1):
-            back = signals[0] @ weights[index][0].T * (products[index - 1] > 0)
-            signals.insert(0, back)
-        return _local(sources, signals)
-    hidden = range(1, count)
+        pulls, _ = _errors(model, weights, activities)
+        return _local(pulls, _carried(model, weights, activities))
     if inference == "error-based":
-        activities = _by_errors(
-            model, weights, activities, targets, num_steps, step_size
-        )
+        errors = [np.zeros_like(activity) for activity in activities[1:-1]]
+        for _ in range(num_steps):
+            signals = _carried(model, weights, activities)
+            errors = [
+                e - step_size * (e - signal)
+                for e, signal in zip(errors, signals[:-1], strict=True)
+            ]
+            activities[1:-1] = _feedforward(model, weights, inputs, errors)[1:-1]
         num_steps = 0
     for _ in range(num_steps):
         if inference == "simultaneous":
-            moves = _moves(model, weights, activities, targets)
+            moves = _moves(model, weights, activities)
             for index in hidden:
                 activities[index] = activities[index] + step_size * moves[index]
         else:  # from last to first, each reading the activity above as it now is
             for index in reversed(hidden):
-                move = _moves(model, weights, activities, targets)[index]
+                move = _moves(model, weights, activities)[index]
                 activities[index] = activities[index] + step_size * move
-    sources, _, signals = _errors(model, weights, activities, targets)
-    return _local(sources, signals)
-
-
-def _by_errors(
-    model: Model,
-    weights: Weights,
-    activities: list,
-    targets: np.ndarray,
-    num_steps: int,
-    step_size: float,
-) -> list:
-    """Activities after descent in the hidden errors, from which they are rebuilt."""
-    activities = list(activities)
-    errors = [np.zeros_like(h) for h in activities[1:-1]]
-    for _ in range(num_steps):
-        products = _predict(model, weights, activities)[1]
-        signal = _output_error(model, products[-1], targets)
-        for index in reversed(range(len(errors))):
-            signal = signal @ weights[index + 1][0].T
-            if model.layout == "pre":
-                signal = signal * (activities[index + 1] > 0)
-            errors[index] = errors[index] - step_size * (errors[index] - signal)
-            if model.layout == "post":
-                signal = signal * (products[index] > 0)
-        for index, error in enumerate(errors):
-            product = _predict(model, weights, activities)[1][index]
-            predicted = _relu(product) if model.layout == "post" else product
-            activities[index + 1] = predicted + error
-    return activities
+    return _local(*_errors(model, weights, activities))
 
 
 def _errors(
-    model: Model, weights: Weights, activities: list, targets: np.ndarray
-) -> tuple[list, list, list]:
-    """What goes into the products, the hidden errors, and all errors as they reach
-    the products."""
-    sources, products = _predict(model, weights, activities)
-    output = _output_error(model, products[-1], targets)
-    if model.layout == "pre":
-        pairs = zip(activities[1:-1], products[:-1], strict=True)
-        errors = [h - product for h, product in pairs]
-        return sources, errors, [*errors, output]
-    pairs = zip(activities[1:-1], products[:-1], strict=True)
-    errors = [h - _relu(product) for h, product in pairs]
-    pairs = zip(errors, products[:-1], strict=True)
-    return sources, errors, [*(e * (product > 0) for e, product in pairs), output]
+    model: Model, weights: Weights, activities: list
+) -> tuple[list[Pull], list[np.ndarray]]:
+    """The transposed derivatives and the errors of all layers; the last one's is that
+    of the loss."""
+    pulls, errors = [], []
+    for index, (below, above) in enumerate(pairwise(activities)):
+        prediction, pull = _layer(model, weights, index, below)
+        last = index == len(weights) - 1
+        pulls.append(pull)
+        errors.append(
+            _output_error(model, prediction, above) if last else above - prediction
+        )
+    return pulls, errors
 
 
-def _moves(
-    model: Model, weights: Weights, activities: list, targets: np.ndarray
-) -> dict[int, np.ndarray]:
+def _carried(model: Model, weights: Weights, activities: list) -> list[np.ndarray]:
+    """The output's error as backprop carries it to every layer's outputs."""
+    pulls, errors = _errors(model, weights, activities)
+    signals = [errors[-1]]
+    for pull in reversed(pulls[1:]):
+        signals.insert(0, pull(signals[0])[0])
+    return signals
+
+
+def _moves(model: Model, weights: Weights, activities: list) -> dict[int, np.ndarray]:
     """Minus the energy's gradient in every hidden activity."""
-    _, errors, signals = _errors(model, weights, activities, targets)
-    moves = {}
-    for index, error in enumerate(errors, 1):
-        back = signals[index] @ weights[index][0].T
-        if model.layout == "pre":
-            back = back * (activities[index] > 0)
-        moves[index] = back - error
-    return moves
+    pulls, errors = _errors(model, weights, activities)
+    return {
+        index: pulls[index](errors[index])[0] - errors[index - 1]
+        for index in range(1, len(weights))
+    }
 
 
-def _local(sources: list, signals: list) -> Weights:
-    batch_size = len(sources[0])
-    return [
-        (-source.T @ signal / batch_size, -signal.mean(0))
-        for source, signal in zip(sources, signals, strict=True)
-    ]
+def _local(pulls: list[Pull], signals: list[np.ndarray]) -> Weights:
+    pulled = [pull(g)[1:] for pull, g in zip(pulls, signals, strict=True)]
+    return [(-to_w / len(signals[0]), -to_b / len(signals[0])) for to_w, to_b in pulled]

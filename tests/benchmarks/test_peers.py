@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -231,8 +230,16 @@ def test_the_last_error_names_no_place(text, expected):
 
 
 def test_unknown_libraries_are_refused():
-    with pytest.raises(ValueError, match="peers: there is no nobody; there are pcjax"):
+    with pytest.raises(ValueError, match="no nobody with mlp; there are pcjax, PyT"):
         libraries.select(["nobody"])
+    with pytest.raises(ValueError, match="no JPC with vgg5; there are pcjax, PCX"):
+        libraries.select(["JPC"], "vgg5")
+    assert {p.name for p in libraries.select([], "vgg5")} == {
+        "pcjax",
+        "PCX",
+        "PCX, new JAX",
+        "FabricPC",
+    }
     assert [peer.name for peer in libraries.select(["jpc"])] == ["pcjax", "JPC"]
 
 
@@ -254,11 +261,22 @@ def small(monkeypatch):
     monkeypatch.setattr(protocol, "BATCH_SIZE", 4)
 
 
+@pytest.fixture
+def small_vgg(small, monkeypatch):
+    """The same of a VGG5 of width 1 for 16 x 16 images."""
+    monkeypatch.setattr(protocol, "NET", "vgg5")
+    monkeypatch.setattr(protocol, "IMAGE", (16, 16, 3))
+    monkeypatch.setattr(protocol, "CHANNELS", (1, 2, 4, 4))
+
+
 def _weights(dtype=np.float64):
     generator = np.random.default_rng(3)
     return [
-        (generator.normal(0, 0.5, shape).astype(dtype), generator.normal(size=shape[1]))
-        for shape in pairwise(_SIZES)
+        (
+            generator.normal(0, 0.5, shape).astype(dtype),
+            generator.normal(size=shape[-1]),
+        )
+        for shape in protocol.kernel_shapes()
     ]
 
 
@@ -299,9 +317,24 @@ def test_the_oracles_backprop_is_the_gradient_of_its_loss(model, small):
             np.testing.assert_allclose(a, b, atol=1e-8)
 
 
+def test_the_oracles_convolutions_have_the_gradient_of_their_loss(small_vgg):
+    inputs, targets = protocol.batch()
+    assert inputs.shape == (4, 16, 16, 3)
+    weights, model = _weights(), _MODELS[-2]
+    assert [w.shape for w, _ in weights][-2:] == [(3, 3, 4, 4), (4, 3)]
+    found = reference.gradients(model, weights, inputs, targets, "backprop", 0, 0.1)
+    expected = _numerical(lambda w: reference.loss(model, w, inputs, targets), weights)
+    for pair, other in zip(found, expected, strict=True):
+        for a, b in zip(pair, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+@pytest.mark.parametrize("net", ["mlp", "vgg5"])
 @pytest.mark.parametrize("inference", ["simultaneous", "sequential", "error-based"])
-def test_the_oracles_inference_is_pcjaxs(inference, small):
+def test_the_oracles_inference_is_pcjaxs(inference, net, small, request):
     """Two programs written apart; in float32, for jax has no other here."""
+    if net == "vgg5":
+        request.getfixturevalue("small_vgg")
     import jax
     import jax.numpy as jnp
 
@@ -309,14 +342,19 @@ def test_the_oracles_inference_is_pcjaxs(inference, small):
 
     inputs, targets = protocol.batch()
     weights = _weights()
-    network = pcjax.mlp(_SIZES)
+    network = (
+        pcjax.mlp(_SIZES)
+        if net == "mlp"
+        else pcjax.vgg(5, 3, width=1, activation=jax.nn.relu)
+    )
     method = getattr(pcjax, inference.replace("-", "_"))(4, 0.1)
     grad_fn = jax.jit(pcjax.value_and_grad(network, method, output=pcjax.softmax))
     params = tuple(
         {"kernel": jnp.asarray(w), "bias": jnp.asarray(b)} for w, b in weights
     )
     _, expected = grad_fn(params, inputs, targets)
-    model = reference.Model("pre", "softmax cross-entropy")
+    layout = "pre" if net == "mlp" else "post"
+    model = reference.Model(layout, "softmax cross-entropy")
     found = reference.gradients(model, weights, inputs, targets, inference, 4, 0.1)
     for (w, b), grads in zip(found, expected, strict=True):
         np.testing.assert_allclose(w, grads["kernel"], atol=1e-5)
@@ -386,7 +424,7 @@ def test_the_check_finds_a_loss_that_grows(small):
 def test_the_check_finds_another_network(small):
     program = _program(_MODELS[0], "backprop", 0)
     narrow = protocol.Program(program.run, lambda: program.weights()[1:])
-    with pytest.raises(ValueError, match=r"the network has layers \(6, 5, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"the network has layers \[\(6, 5\), \(5"):
         protocol.check(narrow, _BP, _MODELS[0])
 
 
