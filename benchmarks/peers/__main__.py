@@ -170,7 +170,8 @@ def measure(started: Started, rounds: int, steps: int) -> list[Row]:
         rows.append(row)
     for name, process in started.processes.items():
         started.libraries[name]["idle_cores"] = round(process.idle_load(), 4)
-    rows.sort(key=lambda row: METHODS.index(row.method))
+    order = list(dict.fromkeys(method for _, method in started.rows))
+    rows.sort(key=lambda row: order.index(row.method))
     return report.compare(rows)
 
 
@@ -185,7 +186,8 @@ def main(config: Config) -> None:
         protocol.NET_VARIABLE: config.net,
         protocol.WIDTH_VARIABLE: str(width),
     }
-    started = start(peers, METHODS, config.envs, settings, console)
+    methods = METHODS[config.net]
+    started = start(peers, methods, config.envs, settings, console)
     try:
         if PCJAX not in started.processes:
             raise SystemExit(f"pcjax: {started.libraries[PCJAX]['failure']}")
@@ -207,7 +209,7 @@ def main(config: Config) -> None:
         "steps": config.steps,
         "seconds": round(time.monotonic() - began),
         "libraries": started.libraries,
-        "time_ratio_T15_to_T3": report.time_ratios(rows),
+        "time_ratios": report.time_ratios(rows),
         "notes": report.notes(rows, started.libraries),
         "rows": report.as_json(rows),
     }

@@ -34,18 +34,15 @@ class Classifier(pxc.EnergyModule):
             for shape in shapes
         ]
         self.pool = pxnn.MaxPool2d(2, 2)
-        self.pools = [len(shape) == 4 for shape in shapes]
         hidden = [pxc.Vode() for _ in self.layers[1:]]
         self.vodes = [*hidden, pxc.Vode(pxc.ce_energy)]
         self.vodes[-1].h.frozen = True
 
     def __call__(self, inputs, targets=None):
         activity = inputs
-        for layer, vode, pools in zip(
-            self.layers[:-1], self.vodes[:-1], self.pools[:-1], strict=True
-        ):
+        for layer, vode in zip(self.layers[:-1], self.vodes[:-1], strict=True):
             predicted = jax.nn.relu(layer(activity))
-            activity = vode(self.pool(predicted) if pools else predicted)
+            activity = vode(self.pool(predicted) if predicted.ndim == 3 else predicted)
         self.vodes[-1](self.layers[-1](activity.reshape(-1)))
         if targets is not None:
             self.vodes[-1].set("h", targets)

@@ -185,16 +185,20 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def time_ratios(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """How much longer T = 15 takes than T = 3, by library and optimizer.
+    """How much longer IL takes with the larger T, by library and optimizer.
 
     A library that stops early, or whose compiler drops iterations, shows here.
     """
-    medians = {(r.peer, r.method): r.median for r in rows if r.samples}
+    medians: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        if row.samples and row.method.inference == "simultaneous":
+            key = row.peer, row.method.optimizer
+            medians.setdefault(key, {})[row.method.num_steps] = row.median
     found: dict[str, dict[str, float]] = {}
-    for (peer, method), median in medians.items():
-        short = medians.get((peer, method._replace(num_steps=3)))
-        if method.num_steps == 15 and short:
-            found.setdefault(peer, {})[method.optimizer] = median / short
+    for (peer, optimizer), by_steps in medians.items():
+        if len(by_steps) > 1:
+            few, many = min(by_steps), max(by_steps)
+            found.setdefault(peer, {})[optimizer] = by_steps[many] / by_steps[few]
     return found
 
 

@@ -469,8 +469,18 @@ def test_settings_keep_waiting_threads_off_the_cores():
     assert settings["JAX_PLATFORMS"] == "cpu"
 
 
+def test_how_much_longer_more_iterations_take():
+    def row(peer, num_steps, optimizer, seconds):
+        method = Method("simultaneous", num_steps, optimizer)
+        return Row(peer, method, report.MEASURED, samples=(seconds,))
+
+    rows = [row("a", 5, "SGD", 2.0), row("a", 8, "SGD", 3.0), row("a", 8, "Adam", 9.0)]
+    rows.append(Row("a", Method("sequential", 3, "SGD"), report.MEASURED, samples=(1,)))
+    assert report.time_ratios(rows) == {"a": {"SGD": 1.5}}
+
+
 def test_methods_have_the_names_of_the_other_benchmarks():
-    assert [str(method) for method in libraries.METHODS[:3]] == [
+    assert [str(method) for method in libraries.METHODS["mlp"][:3]] == [
         "BP-SGD",
         "BP-Adam",
         "IL-SGD T=3",
