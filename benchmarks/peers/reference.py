@@ -110,11 +110,11 @@ def _feedforward(
     errors: list[np.ndarray] | None = None,
 ) -> list:
     """Every activity, with errors added to the predictions of the hidden ones."""
+    none = np.zeros(())
     activities = [inputs.astype(np.float64)]
-    for index in range(len(weights)):
+    for index, error in enumerate([*(errors or [none] * (len(weights) - 1)), none]):
         prediction, _ = _layer(model, weights, index, activities[-1])
-        hidden = errors is not None and index < len(weights) - 1
-        activities.append(prediction + errors[index] if hidden else prediction)
+        activities.append(prediction + error)
     return activities
 
 
