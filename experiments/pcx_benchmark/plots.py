@@ -45,7 +45,8 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         layers.set(xlabel="layer", ylabel="cosine to backprop's gradient")
         for panel in (curve, layers):
             report.whole_numbers(panel)
-        report.legend_beside(layers)
+        handles, labels = curve.get_legend_handles_labels()  # backprop is there alone
+        report.legend_beside(layers, handles=handles, labels=labels)
 
 
 def _ranking(panel: Any, methods: dict[str, Any]) -> None:
