@@ -133,7 +133,7 @@ def test_a_small_run(tmp_path, capsys):
     assert "CN-sign is ahead of BP-CE" in what
     assert sum("epoch chosen on half" in row for row in what) == 3
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    assert "seconds of the fastest epoch" in capsys.readouterr().out
+    assert "BP-CE, seconds of the fastest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["iPC", "SeqIL-MQ", "ePC", "PC-rest", "CN"])
