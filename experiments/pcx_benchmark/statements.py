@@ -81,7 +81,10 @@ def _cosines(methods: dict[str, Any]) -> list[Claim]:
         mean = report.array(curves["cosine"]).mean(1)  # over the runs
         text = f"{mean[0]:.3f}, {mean[-1]:.3f}, {mean.min():.3f}"
         if "residual" in curves:
-            text += f"; ||dF/dh|| is down to {np.mean(curves['residual']):.1g} of it"
+            left = float(report.array(curves["residual"]).mean())
+            text += f"; ||dF/dh|| is down to {left:.1g} of it"
+            if not np.isfinite(left):  # NaN in JSON is null
+                text = "not finite for all examples of a batch"
         rows.append(
             Claim(
                 f"{name}, cosine to backprop of the first, last and worst layer",

@@ -13,7 +13,13 @@ import pcjax
 from experiments import pcx_benchmark
 from experiments.common import data
 from experiments.common.tasks import Task
-from experiments.pcx_benchmark import algorithms, experiment, measures, published
+from experiments.pcx_benchmark import (
+    algorithms,
+    experiment,
+    measures,
+    published,
+    statements,
+)
 from tests import problems
 
 LENGTH = algorithms.Length(epochs=50, steps=10, batch_size=8)
@@ -168,3 +174,12 @@ def test_pc_at_rest_is_at_rest():
     found = measures.residuals(recipe, task, params, case.inputs, case.targets)
     assert found.shape == (1,)
     assert found < 1e-3
+
+
+def test_a_method_that_diverged_is_said():
+    curves = {"cosine": [[None], [None]], "residual": [None]}
+    [claim] = statements._cosines({"PC-rest": curves})
+    assert claim.here == "not finite for all examples of a batch"
+    curves = {"cosine": [[0.5], [1.0]], "residual": [0.25]}
+    [claim] = statements._cosines({"PC-rest": curves})
+    assert claim.here == "0.500, 1.000, 0.500; ||dF/dh|| is down to 0.2 of it"
