@@ -151,7 +151,15 @@ def test_noise_differs_between_examples_layers_and_calls():
 
 
 def test_keys_are_of_each_example_not_of_its_place_in_the_batch():
-    case = problems.dense_case([6, 10, 4], batch=6)
+    case = problems.dense_case([6, 10, 4], activation=jax.nn.relu, batch=6)
+    # Without a key it is made of the bits of activities, and how products are rounded
+    # may depend on the size of the batch: quarters are exact in any order.
+    case = case._replace(
+        **{
+            name: jax.tree.map(lambda x: jnp.round(4 * x) / 4, getattr(case, name))
+            for name in ("params", "inputs", "targets")
+        }
+    )
     whole = noise_moves(case)[0]
     part = case._replace(inputs=case.inputs[2:4], targets=case.targets[2:4])
     np.testing.assert_allclose(noise_moves(part)[0], whole[2:4], atol=1e-6)
