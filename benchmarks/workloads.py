@@ -97,11 +97,21 @@ def _workload(network, output, shape, outputs) -> Workload:
     params = jax.eval_shape(network.init, key, activity)
     for layer, theta in zip(network.layers, params, strict=True):
         # A GPU's products may be inside a vendor's library, where none is counted.
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(_cpu()):
             compiled = jax.jit(layer.apply).lower(theta, activity).compile()
         products.append(hlo.count(compiled).flops)
         activity = jax.eval_shape(layer.apply, theta, activity)
     return Workload(network, output, inputs, targets, tuple(products))
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError:
+        raise SystemExit(
+            "benchmarks: products are counted in programs for the CPU, but JAX_PLATFORMS "
+            f"is {jax.config.jax_platforms!r}; expected it to name cpu too, as cuda,cpu."
+        ) from None
 
 
 def backprop(load: Workload, optimizer: str) -> Program:

@@ -67,6 +67,15 @@ def test_five_networks_are_as_many_products_as_one(net, name):
         assert "send" not in text
 
 
+def test_without_a_cpu_nothing_is_counted(monkeypatch):
+    def devices(platform):
+        raise RuntimeError(f"Unknown backend {platform}")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(SystemExit, match="expected it to name cpu too, as cuda,cpu"):
+        workloads.mlp(4, 32)
+
+
 @pytest.mark.usefixtures("on_gpu")
 def test_a_guard_is_a_select_and_no_loop():
     # The loop of one round that spares copies on a CPU would make a GPU wait.
