@@ -1,5 +1,6 @@
 """The training iterations that are measured: nets, methods and their floors."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -109,8 +110,9 @@ def _cpu() -> jax.Device:
         return jax.devices("cpu")[0]
     except RuntimeError:
         raise SystemExit(
-            "benchmarks: products are counted in programs for the CPU, but JAX_PLATFORMS "
-            f"is {jax.config.jax_platforms!r}; expected it to name cpu too, as cuda,cpu."
+            "benchmarks: products are counted in programs for the CPU; JAX_PLATFORMS "
+            f"is {os.environ.get('JAX_PLATFORMS')!r}, expected it to name cpu too, as in "
+            "cuda,cpu."
         ) from None
 
 

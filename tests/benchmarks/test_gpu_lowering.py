@@ -72,7 +72,7 @@ def test_without_a_cpu_nothing_is_counted(monkeypatch):
         raise RuntimeError(f"Unknown backend {platform}")
 
     monkeypatch.setattr(jax, "devices", devices)
-    with pytest.raises(SystemExit, match="expected it to name cpu too, as cuda,cpu"):
+    with pytest.raises(SystemExit, match="expected it to name cpu too, as in cuda,cpu"):
         workloads.mlp(4, 32)
 
 
