@@ -111,8 +111,8 @@ def _cpu() -> jax.Device:
     except RuntimeError:
         raise SystemExit(
             "benchmarks: products are counted in programs for the CPU; JAX_PLATFORMS "
-            f"is {os.environ.get('JAX_PLATFORMS')!r}, expected it to name cpu too, as in "
-            "cuda,cpu."
+            f"is {os.environ.get('JAX_PLATFORMS')!r}, expected it to name cpu too, as "
+            "in cuda,cpu."
         ) from None
 
 

@@ -243,6 +243,13 @@ def test_unknown_libraries_are_refused():
     assert [peer.name for peer in libraries.select(["jpc"])] == ["pcjax", "JPC"]
 
 
+def test_a_net_that_a_library_has_not_is_not_built(monkeypatch):
+    monkeypatch.setattr(protocol, "NET", "vgg5")
+    library = protocol.Library(pytest.fail, _MODELS[0], ("numpy",))
+    with pytest.raises(protocol.UnsupportedError, match="vgg5 is not written for it"):
+        protocol._do(library, [], {"build": ["backprop", 0, "SGD"]})
+
+
 def test_every_library_has_an_environment_and_a_program():
     for peer in libraries.PEERS:
         assert peer.environment is None or peer.environment in libraries.ENVIRONMENTS
