@@ -197,6 +197,33 @@ def test_changes_are_differentiated_as_what_they_are(x64, name):
     np.testing.assert_allclose(*pulled, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_changes_over_a_long_way_are_the_difference(name, dtype):
+    function = FUNCTIONS[name]
+    sizes = np.array([0.13, 0.6, 1.7, 5.2, 9.4, 13.0, 31.0, 300.0])
+    signed = np.concatenate([-sizes, sizes])
+    pairs = np.meshgrid(signed, 1.1 * signed)
+    a, d = (jnp.asarray(x.ravel(), dtype) for x in pairs)
+    change = change_of(function)
+
+    def both(a, d):
+        found, pull = jax.vjp(change, a, d)
+        return found, pull(jnp.ones_like(found))[1]
+
+    found, slopes = jax.jit(both)(a, d)
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else _x64():
+        a64, d64 = (jnp.asarray(np.asarray(x, np.float64)) for x in (a, d))
+        want = np.asarray(function(a64 + d64) - function(a64))
+        slope = np.asarray(jax.jvp(function, (a64 + d64,), (jnp.ones_like(a64),))[1])
+    rounding = 16 * float(jnp.finfo(dtype).eps)
+    reach = np.abs(np.asarray(a64)) + np.abs(np.asarray(d64))
+    have = np.asarray(found, np.float64)
+    np.testing.assert_array_less(np.abs(have - want), rounding * (1 + reach))
+    have = np.asarray(slopes, np.float64)
+    np.testing.assert_array_less(np.abs(have - slope), rounding * (1 + reach))
+
+
 def test_a_function_that_cannot_be_hashed_has_a_change():
     class Scaled:
         __hash__ = None

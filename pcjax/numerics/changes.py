@@ -7,7 +7,8 @@ What replaces the difference:
 - of a function that is linear piece by piece, its slope times d where a and a + d are
   on the same piece, and the difference where they are not (then |d| is at least the
   distance of a from the kink, and nothing is lost);
-- of tanh, its addition theorem, and of the tanh in GELU;
+- of tanh, its addition theorem, and of the tanh in GELU; the difference over a long way
+  (then |d| > 1/2, and nothing is lost);
 - of any other function, d times the mean slope between a and a + d, by the Gauss
   quadrature of two points, as long as that agrees with the difference up to the
   rounding of the latter; the difference itself where they disagree, as across a kink or
@@ -70,16 +71,28 @@ def _of_hard_tanh(a: jax.Array, d: jax.Array) -> jax.Array:
 
 
 def _of_tanh(a: jax.Array, d: jax.Array) -> jax.Array:
-    at, step = jnp.tanh(a), jnp.tanh(d)
-    return step * (1 - at**2) / (1 + at * step)
+    return _moved(jnp.tanh(a), jnp.tanh(a + d), jnp.tanh(d))
+
+
+def _moved(before: jax.Array, after: jax.Array, step: jax.Array) -> jax.Array:
+    """`after - before` of two values of tanh, by the addition theorem.
+
+    From one flat end towards the other that comes to 0 / 0.
+    """
+    far = before * step < -0.5
+    near = step * (1 - before**2) / jnp.where(far, 1, 1 + before * step)
+    return jnp.where(far, after - before, near)
 
 
 def _of_gelu(a: jax.Array, d: jax.Array) -> jax.Array:
     # gelu(x) = x (1 + tanh(u(x))) / 2, u(x) = c (x + k x^3)
     c, k = (2 / np.pi) ** 0.5, 0.044715
-    moved = _of_tanh(c * (a + k * a**3), c * d * (1 + k * (3 * a * (a + d) + d**2)))
-    at = jnp.tanh(c * (a + k * a**3))
-    return 0.5 * (d * (1 + at + moved) + a * moved)
+    before, after = (jnp.tanh(c * (x + k * x**3)) for x in (a, a + d))
+    step = jnp.tanh(c * d * (1 + k * (3 * a * (a + d) + d**2)))
+    # Over a long way the change of the cubes is their rounding.
+    far = jnp.abs(d) > 0.5 * (1 + jnp.abs(a))
+    moved = jnp.where(far, after - before, _moved(before, after, step))
+    return 0.5 * (d * (1 + before + moved) + a * moved)
 
 
 def _by_slopes(function: Function) -> Change:
