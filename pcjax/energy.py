@@ -26,9 +26,9 @@ from pcjax.networks.network import (
     check_params,
     explain,
 )
-from pcjax.networks.outputs import Output, identity, widened
+from pcjax.networks.outputs import Output, identity, softmax, widened
 from pcjax.numerics.hooks import call_at
-from pcjax.numerics.weights import is_zero, scaled
+from pcjax.numerics.weights import is_zero, scaled, weigh
 
 # A number, one value per layer, [layers, B], one per feature of a layer, or a function
 # (activities, errors) -> one of these, called at every inference iteration; it may have
@@ -97,7 +97,8 @@ def free_energy(
       gamma: the weights of the errors: a number for all hidden layers; L-1 numbers
         for them; L numbers, the last one for the output loss (1 otherwise); [L-1,
         B] or [L, B]; or a function `(activities, errors)` of one of these. In a tuple,
-        that of a hidden layer may be one per feature, [1, ...] or [B, ...].
+        each may be one per feature or channel, [1, ...] or [B, ...], that of the output
+        if its loss is a sum over features.
       decay: the weights of `||f(h_l)||^2 / 2`: a number, L-1 numbers, [L-1, B] or a
         function.
 
@@ -134,6 +135,7 @@ def free_energy_per_layer(
     predictions = _predict(network, params, activities, "free_energy")
     errors = errors_of(activities, predictions, output)
     gammas = error_weights(gamma, activities, errors)
+    check_output_weight("free_energy", gammas[-1], output)
     decays = decay_weights(decay, activities, errors)
     return energy_terms(
         network, activities, predictions, errors, output, gammas, decays
@@ -170,8 +172,8 @@ def energy_terms(
             values = network.activation(index)(h)
             term += 0.5 * _weighted_norm(decay, values)
         terms.append(term)
-    loss = output.loss(*widened(predictions[-1], activities[-1]))
-    return jnp.stack([*terms, scaled(gammas[-1], loss)])
+    last = _weighted_loss(gammas[-1], output, *widened(predictions[-1], activities[-1]))
+    return jnp.stack([*terms, last])
 
 
 def error_weights(
@@ -212,7 +214,28 @@ def _weighted_norm(weight: jax.Array | float, values: jax.Array) -> jax.Array:
     axes = range(1, values.ndim)
     if jnp.ndim(weight) < 2:
         return scaled(weight, jnp.sum(values**2, axis=axes))
-    return jnp.sum(scaled(weight, values**2), axis=axes)
+    return jnp.sum(weigh(weight, values**2), axis=axes)
+
+
+def _weighted_loss(weight, output, logits, targets) -> jax.Array:
+    """`weight * loss`, [B]; with a weight per feature each is a loss of its own."""
+    if jnp.ndim(weight) < 2:
+        return scaled(weight, output.loss(logits, targets))
+    alone = (x.reshape(-1, 1) for x in (logits, targets))
+    losses = weigh(weight, output.loss(*alone).reshape(logits.shape))
+    return jnp.sum(losses, axis=range(1, losses.ndim))
+
+
+def check_output_weight(function: str, weight: Any, output: Output) -> None:
+    """Refuses a weight per feature of a loss that is no sum over features."""
+    if jnp.ndim(weight) > 1 and (
+        output == softmax or getattr(output.loss, "axes", None)
+    ):
+        raise ValueError(
+            f"{function}: gamma of the output holds a weight per feature, of shape "
+            f"{jnp.shape(weight)}, but the loss of softmax is no sum over features; "
+            "expected a number or [B]."
+        )
 
 
 def _is_scalar(value: Weights) -> bool:
@@ -236,9 +259,9 @@ def _per_layer(
     batch = activities[0].shape[0]
     weights = list(value)
     shapes = [jnp.shape(weight) for weight in weights]
-    hidden = activities[1:-1] if name == "gamma" else ()
+    above = activities[1:] if name == "gamma" else ()
     if len(weights) != count or not all(
-        shape in ((), (batch,)) or _per_feature(shape, hidden[index : index + 1])
+        shape in ((), (batch,)) or _per_feature(shape, above[index : index + 1])
         for index, shape in enumerate(shapes)
     ):
         counts = f"{count}" if name == "decay" else f"{len(activities) - 2}"
@@ -251,12 +274,13 @@ def _per_layer(
     return weights
 
 
-def _per_feature(shape: tuple[int, ...], hidden: Activities) -> bool:
+def _per_feature(shape: tuple[int, ...], own: Activities) -> bool:
     """Whether it is that of weights for the features of this activity, if any."""
     return any(
-        len(shape) == h.ndim
-        and all(n in (1, m) for n, m in zip(shape, h.shape, strict=True))
-        for h in hidden
+        1 < len(shape) <= h.ndim
+        and shape[0] in (1, len(h))
+        and all(n in (1, m) for n, m in zip(shape[:0:-1], h.shape[:0:-1], strict=False))
+        for h in own
     )
 
 

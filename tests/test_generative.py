@@ -169,6 +169,12 @@ def test_recall_of_a_linear_memory_is_the_projection(x64):
     np.testing.assert_allclose(recalled[0], cues[0] @ projection, atol=1e-8)
 
 
+def test_sizes_of_numpy_are_sizes():
+    network = pcjax.decoder(np.array([2, 5]))
+    params = network.init(jax.random.key(0), EMPTY)
+    assert network.apply(params, EMPTY).shape == (4, 5)
+
+
 OUTPUTS = {"identity": pcjax.identity, "sigmoid": pcjax.sigmoid}
 
 
@@ -197,6 +203,64 @@ def test_missing_columns_are_as_if_they_were_not_there(x64, name):
         (energy, info.loss, info.energy, info.state.activities[1:-1]),
         (expected, wanted.loss, wanted.energy, wanted.state.activities[1:-1]),
     )
+
+
+RULES = {
+    "simultaneous": lambda *net, **options: pcjax.value_and_grad(
+        net[0], pcjax.simultaneous(3, 0.05), **options
+    ),
+    "errors": lambda *net, **options: pcjax.value_and_grad(
+        net[0], pcjax.error_based(4, pcjax.barzilai_borwein()), **options
+    ),
+    "adam": lambda *net, **options: pcjax.value_and_grad(
+        net[0], pcjax.sequential(3, optimizer=optax.adam(0.1)), **options
+    ),
+    "at rest": lambda *net, **options: pcjax.at_equilibrium.value_and_grad(
+        net[0], pcjax.sequential(300, 0.05), **options
+    ),
+    "backprop": lambda *net, output, **_: pcjax.backprop.value_and_grad(
+        net[0], output=output
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_learns_as_if_missing_columns_were_not_there(x64, name):
+    params, targets = gaussian.arrays()
+    seen = np.array([True, False, True, True, False])
+    fewer = jax.tree.map(lambda x: x[..., seen], params[-1])
+    less = pcjax.decoder([2, 3, 3], linear, learned_prior=True)
+    whole = RULES[name](NETWORK, output=pcjax.masked(), gamma=GAMMA)
+    part = RULES[name](less, output=pcjax.identity, gamma=GAMMA)
+    known = pcjax.observed(targets, jnp.broadcast_to(seen, targets.shape))
+    _, grads = jax.jit(whole)(params, inputs64(), known)
+    _, slopes = jax.jit(part)((*params[:-1], fewer), inputs64(), targets[:, seen])
+    last = jax.tree.map(lambda x: x[..., seen], grads[-1])
+    problems.assert_trees_close((*grads[:-1], last), slopes)
+
+
+def test_a_missing_value_is_no_fault_of_an_iteration():
+    params, tx = NETWORK.init(jax.random.key(0), EMPTY), optax.sgd(0.1)
+    known = pcjax.observed(jnp.asarray(TARGETS, jnp.float32), jnp.asarray(MASK))
+
+    def fault(targets, output, theta=params):
+        return pcjax.diagnosis.diagnose(
+            NETWORK,
+            METHOD,
+            theta,
+            EMPTY,
+            targets,
+            tx=tx,
+            opt_state=tx.init(theta),
+            output=output,
+        )
+
+    assert fault(known, pcjax.masked()) is None
+    assert fault(known, pcjax.identity).quantity == "target"
+    infinite = known.at[0, np.flatnonzero(MASK[0])[0]].set(jnp.inf)
+    assert fault(infinite, pcjax.masked()).quantity == "target"
+    broken = jax.tree.map(lambda x: x * jnp.inf, params)
+    assert fault(known, pcjax.masked(), broken).quantity == "parameter"
 
 
 def test_classes_are_missing_together(x64):
@@ -421,6 +485,33 @@ BAD = {
         ValueError,
         r"held: masks\[1\] must have the shape \(4, 3\) of what it masks, got "
         r"\(4, 2\)",
+    ),
+    "held_masks": (
+        lambda: pcjax.held(METHOD, True),
+        TypeError,
+        "held: masks must be a tuple or list, got a bool",
+    ),
+    "masked_examples": (
+        lambda: _infer(METHOD, output=pcjax.masked(axes=2)),
+        ValueError,
+        r"masked: axes must be at most 1 for targets of shape \(4, 5\), got 2",
+    ),
+    "residual_prior": (
+        lambda: pcjax.residual(pcjax.prior(3)),
+        ValueError,
+        "residual: expected a layer that reads, got a prior",
+    ),
+    "sum_of_priors": (
+        lambda: pcjax.add(pcjax.dense(3), pcjax.prior(3)),
+        ValueError,
+        "add: layer 1 is a prior, which reads nothing",
+    ),
+    "classes_of_other_weights": (
+        lambda: _infer(
+            METHOD, output=pcjax.softmax, gamma=(1.0, 1.0, jnp.ones((1, 5)))
+        ),
+        ValueError,
+        r"infer: gamma of the output holds a weight per feature, of shape \(1, 5\)",
     ),
     "held_count": (
         lambda: _infer(pcjax.held(METHOD, (False, False, False))),

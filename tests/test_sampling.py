@@ -253,11 +253,12 @@ def test_a_learned_variance_is_the_mean_squared_error(x64):
     np.testing.assert_allclose(np.exp(params.log_precisions[1]), expected, rtol=1e-6)
 
 
-def test_gradients_of_precisions_are_those_of_the_normalised_energy(x64):
-    """A number for a layer, one per feature, and a channel of images; with a mask."""
+@pytest.mark.parametrize("shapes", [((2,), (), ()), ((), (3,), (5,))], ids=str)
+def test_gradients_of_precisions_are_those_of_the_normalised_energy(x64, shapes):
+    """A number for a layer, and one per feature; with a mask."""
     params, targets = gaussian.arrays()
     rng = np.random.default_rng(0)
-    logs = [jnp.asarray(rng.normal(size=shape)) for shape in ((2,), (), ())]
+    logs = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
     inputs = pcjax.no_inputs(4, jnp.float64)
     method = pcjax.sequential(3, 0.05)
     known = pcjax.observed(targets, jnp.asarray(MASK))
@@ -293,12 +294,37 @@ def test_gradients_of_precisions_are_those_of_the_normalised_energy(x64):
     problems.assert_trees_close((grads.layers, grads.log_precisions), slopes)
 
 
+def test_a_channel_has_a_precision_of_its_own(x64):
+    """Of images between two convolutions: `(Pi e^2 - 1) / 2` over its pixels."""
+    layers = (pcjax.conv(3, (3, 3)), pcjax.conv(2, (2, 2), activation=jnp.tanh))
+    network = pcjax.Network(layers)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(4, 6, 6, 1)))
+    params = network.init(jax.random.key(0), images)
+    targets = jnp.asarray(rng.normal(size=network.apply(params, images).shape))
+    logs = [jnp.asarray(rng.normal(size=3)), jnp.asarray(rng.normal(size=2))]
+    grad_fn = pcjax.with_precisions(
+        lambda gamma: pcjax.value_and_grad(
+            network, pcjax.sequential(3, 0.05), gamma=gamma
+        )
+    )
+    whole = pcjax.Precise(params, logs)
+    (energy, info), grads = jax.jit(grad_fn)(whole, images, targets)
+    expected, total = [], 0.0
+    for log, error in zip(logs, info.state.errors, strict=True):
+        terms = np.exp(log) * np.asarray(error) ** 2
+        expected.append(0.5 * (terms - 1).sum((1, 2)).mean(0))
+        total += 0.5 * (terms - np.asarray(log)).sum((1, 2, 3)).mean()
+    problems.assert_trees_close(grads.log_precisions, expected)
+    np.testing.assert_allclose(energy, total, rtol=1e-10)
+
+
 def test_weights_per_feature_are_those_of_the_energy(x64):
     """One step by autodiff of the free energy, and the weights of one number each."""
     params, targets = gaussian.arrays()
     inputs = pcjax.no_inputs(4, jnp.float64)
     rng = np.random.default_rng(0)
-    gamma = (jnp.asarray(rng.random((1, 2))), jnp.asarray(rng.random((4, 3))), 2.0)
+    gamma = [jnp.asarray(rng.random(n)) for n in ((1, 2), (4, 3), (1, 5))]
     hidden = tuple(jnp.asarray(rng.normal(size=(4, n))) for n in (2, 3))
     state = pcjax.infer(
         NETWORK,

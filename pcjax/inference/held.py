@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pcjax.checks import check_parts
+from pcjax.checks import check_parts, check_sequence
 from pcjax.energy import Errors
 from pcjax.inference.kernel import Method
 from pcjax.inference.origin import Gradient, Origin, View
@@ -32,7 +32,8 @@ def held(method: Method, masks: Sequence[Mask]) -> Method:
       A method.
 
     Raises:
-      TypeError: if a mask is not of bools; by what runs the method, too.
+      TypeError: if masks is no sequence, or one is not of bools; by what runs the
+        method, too.
       ValueError: if the method moves errors; by what runs it, if a mask has another
         shape than its activity, or they are not L-1.
     """
@@ -42,6 +43,7 @@ def held(method: Method, masks: Sequence[Mask]) -> Method:
             "held: the method moves errors, so that no activity can be held; expected "
             "one that moves activities, such as pcjax.sequential."
         )
+    check_sequence("held", "masks", masks)
     for index, mask in enumerate(masks):
         if not isinstance(mask, bool):
             shape = getattr(mask, "shape", ())

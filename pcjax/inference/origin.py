@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from pcjax.energy import (
     Errors,
+    check_output_weight,
     decay_weights,
     error_weights,
 )
@@ -197,6 +198,7 @@ class Origin:
                 (decay_weights, problem.decay),
             )
         )
+        check_output_weight(problem.function, gammas[-1], problem.output)
         gradient = Gradient(problem.network, state, gammas, decays, pulls, front)
         return View(state, gammas, gradient, pulls)
 

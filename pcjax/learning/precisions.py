@@ -10,6 +10,7 @@ from pcjax.checks import check_callable, check_float, check_sequence
 from pcjax.learning.gradients import GradFn
 from pcjax.learning.sampled import state_of
 from pcjax.networks.network import Params
+from pcjax.numerics.weights import weigh
 
 
 class Precise(NamedTuple):
@@ -19,7 +20,7 @@ class Precise(NamedTuple):
       layers: the parameters of the network.
       log_precisions: for each of the L layers, or the L-1 hidden ones, an array that
         broadcasts to the activity of one example: [] is a number for all of it, [C] one
-        per channel. That of the output is [].
+        per channel. That of the output is [] where its loss is no sum over features.
     """
 
     layers: Sequence[Params]
@@ -81,11 +82,11 @@ def with_precisions(make_grad_fn: Callable[[Any], GradFn]) -> GradFn:
         def normalisation(logs):
             """`-sum_l sum_i ln Pi_l / 2`, [B]."""
             terms = zip(logs, seen, strict=False)
-            return sum(-0.5 * _sum(_leading(s) * counts) for s, counts in terms)
+            return sum(-0.5 * _sum(weigh(_leading(s), counts)) for s, counts in terms)
 
         def total(logs):
             terms = zip(logs, errors, strict=False)
-            squares = sum(0.5 * _sum(_precision(s) * e**2) for s, e in terms)
+            squares = sum(0.5 * _sum(weigh(_precision(s), e**2)) for s, e in terms)
             return jnp.mean(squares + normalisation(logs))
 
         slopes = jax.grad(total)(logs)

@@ -64,7 +64,8 @@ def masked(output: Output = identity, *, axes: int = 0) -> Output:
 
     Raises:
       TypeError: if it is no output.
-      ValueError: if `axes` is no int >= 0, or 0 for `softmax`.
+      ValueError: if `axes` is no int >= 0, or 0 for `softmax`; by what runs it, if
+        targets have fewer axes than that besides the batch.
     """
     check_parts("masked", output=output)
     if not is_int(axes) or axes < 0:
@@ -125,6 +126,11 @@ def _fill(
     logits: jax.Array, targets: jax.Array, axes: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`(seen, logits, targets)`, with zeros where an observation is missing."""
+    if axes >= targets.ndim:
+        raise ValueError(
+            f"masked: axes must be at most {targets.ndim - 1} for targets of shape "
+            f"{targets.shape}, got {axes}."
+        )
     missing = jnp.isnan(targets).any(
         axis=range(targets.ndim - axes, targets.ndim), keepdims=True
     )

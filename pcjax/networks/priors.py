@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcjax.checks import check_callable, check_count, check_parts, check_real
+from pcjax.checks import (
+    check_callable,
+    check_count,
+    check_parts,
+    check_real,
+    is_int,
+)
 from pcjax.networks.layers import dense
 from pcjax.networks.network import Activation, Layer, Network, Params, linear
 from pcjax.networks.sizes import are_sizes
@@ -66,7 +72,7 @@ def prior(
       ValueError: if a size is no int >= 1, or the mean has another shape. By `Network`,
         if the layer reads anything but the input.
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = (shape,) if is_int(shape) else tuple(shape)  # type: ignore[arg-type]
     if not sizes or not are_sizes(sizes):
         raise ValueError(f"prior: shape must hold ints >= 1, got {shape!r}.")
     check_real("prior", "mean", mean)

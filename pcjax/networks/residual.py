@@ -33,10 +33,12 @@ def residual(layer: Layer) -> Layer:
 
     Raises:
       TypeError: if it is no layer.
-      ValueError: (by `init` or `apply`) if the shapes differ.
+      ValueError: if it is a prior, or (by `init` or `apply`) if the shapes differ.
     """
     if not isinstance(layer, Layer):
         raise TypeError(f"residual: expected a layer, got {layer!r}.")
+    if layer.source:
+        raise ValueError("residual: expected a layer that reads, got a prior.")
     inner = near_of(layer)
 
     def plus(prediction, inputs):

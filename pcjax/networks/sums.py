@@ -29,12 +29,17 @@ def add(*layers: Layer) -> Layer:
 
     Raises:
       TypeError: if one is no layer.
-      ValueError: if there is none, or (by `init` or `apply`) as many activities are not
-        read, or the predictions differ in shape.
+      ValueError: if there is none, one is a prior, or (by `init` or `apply`) as many
+        activities are not read, or the predictions differ in shape.
     """
     for index, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"add: expected layers, got {layer!r} at {index}.")
+        if layer.source:
+            raise ValueError(
+                f"add: layer {index} is a prior, which reads nothing; expected layers "
+                "that read one activity each."
+            )
     if not layers:
         raise ValueError("add: expected one layer or more, got none.")
 

@@ -5,9 +5,15 @@ import jax.numpy as jnp
 
 
 def weigh(weight: jax.Array | float, values: jax.Array) -> jax.Array:
-    """`weight * values`: a number, one per example [B], or one per feature."""
-    if jnp.ndim(weight) == 1:
-        weight = jnp.reshape(weight, (-1,) + (1,) * (values.ndim - 1))
+    """`weight * values`: a number, one per example [B], or one per feature.
+
+    The latter as [1, ...] or [B, ...], where axes may be left out after the first: then
+    it is one per channel.
+    """
+    if jnp.ndim(weight):
+        batch, *features = jnp.shape(weight)
+        left_out = (1,) * (values.ndim - 1 - len(features))
+        weight = jnp.reshape(weight, (batch, *left_out, *features))
     return scaled(weight, values)
 
 

@@ -115,7 +115,8 @@ def diagnose(
         ("input", inputs),
         ("target", targets),
     ):
-        if found := _find(quantity, tree):
+        found = _find(quantity, tree)
+        if found and not (quantity == "target" and _left_out(output, targets)):
             return found
     if weights_move:
         return _diagnose_incremental(
@@ -134,6 +135,11 @@ def diagnose(
     return _find("gradient", grads) or _in_step(
         tx, grads, opt_state, params, mean(info.loss)
     )
+
+
+def _left_out(output: Output, targets: jax.Array) -> bool:
+    """Whether what is not finite are missing values, of which the output sees none."""
+    return bool(all_finite(output.error(jnp.zeros_like(targets), targets)))
 
 
 class _Watch(NamedTuple):
