@@ -26,7 +26,7 @@ from pcjax.networks.network import (
     check_params,
     explain,
 )
-from pcjax.networks.outputs import Output, identity, softmax, widened
+from pcjax.networks.outputs import Output, identity, losses_of, softmax, widened
 from pcjax.numerics.hooks import call_at
 from pcjax.numerics.weights import is_zero, scaled, weigh
 
@@ -220,7 +220,7 @@ def _weighted_norm(weight: jax.Array | float, values: jax.Array) -> jax.Array:
 def _weighted_loss(weight, output, logits, targets) -> jax.Array:
     """`weight * loss`, [B]; with a weight per feature each is a loss of its own."""
     if jnp.ndim(weight) < 2:
-        return scaled(weight, output.loss(logits, targets))
+        return scaled(weight, losses_of(output, logits, targets))
     alone = (x.reshape(-1, 1) for x in (logits, targets))
     losses = weigh(weight, output.loss(*alone).reshape(logits.shape))
     return jnp.sum(losses, axis=range(1, losses.ndim))

@@ -53,6 +53,18 @@ def test_without_a_key_evaluation_sees_what_is_there():
     np.testing.assert_array_equal(middle, IMAGES[:, 1:4, 1:3])
 
 
+def test_the_key_reaches_a_prepare_inside():
+    inner = training.augmented(training.classification(3), training.random_flip)
+    outer = training.augmented(inner, training.padded_crop(1))
+    images, labels, key = jnp.asarray(IMAGES), jnp.arange(6) % 3, jax.random.key(3)
+    found, _ = outer(images, labels, key=key)
+    first, last = jax.random.split(key)
+    want, _ = inner(training.padded_crop(1)(first, images), labels, key=last)
+    np.testing.assert_array_equal(found, want)
+    still, _ = outer(images, labels)
+    np.testing.assert_array_equal(still, inner(images, labels)[0])
+
+
 def test_channels_are_normalised_after_scaling(x64):
     prepare = training.classification(3, low=-1.0, dtype=jnp.float64)
     mean, deviation = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]

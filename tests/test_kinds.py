@@ -100,25 +100,59 @@ def test_closed_errors_are_minus_the_gradient_of_the_loss(x64, name):
     np.testing.assert_allclose(output.error(logits, targets), derived, atol=1e-12)
 
 
+def masked_net(classes):
+    """Of four classes the last one is masked; of three there is none such."""
+
+    def init(key, h):
+        return {"w": jax.random.normal(key, (h.shape[1], 4))[:, :classes]}
+
+    def apply(params, h):
+        mask = jnp.where(jnp.arange(classes) == 3, -jnp.inf, 0.0)
+        return h @ params["w"] + mask[None]
+
+    return pcjax.Network((pcjax.dense(5), pcjax.Layer(init, apply)))
+
+
+def test_masked_logits_stay_masked_while_weights_move():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
+    labels, found, tx = rng.integers(0, 3, 8), [], optax.sgd(0.1)
+    for classes in (4, 3):
+        network = masked_net(classes)
+        params = network.init(jax.random.key(0), x)
+        update = pcjax.incremental(
+            network, pcjax.sequential(3, 0.1), tx, output=pcjax.softmax
+        )
+        y = jax.nn.one_hot(labels, classes)
+        found.append(jax.jit(update)(params, tx.init(params), x, y))
+    (params, _, (energy, info)), (less, _, (want, other)) = found
+    np.testing.assert_allclose(energy, want, rtol=1e-5)
+    np.testing.assert_allclose(info.energy, other.energy, rtol=1e-5)
+    problems.assert_trees_close(params[0], less[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(params[1]["w"][:, :3], less[1]["w"], rtol=1e-5)
+    np.testing.assert_array_equal(info.rising, other.rising)
+
+
+def test_a_loss_that_is_not_one_number_an_example_is_refused():
+    case = problems.dense_case()
+    for loss in (lambda p, y: jnp.sum((p - y) ** 2), lambda p, y: (p - y) ** 2):
+        output = pcjax.Output(lambda p: p, loss, lambda p, y: y - p)
+        for rule in (
+            pcjax.value_and_grad(case.network, pcjax.sequential(1, 0.1), output=output),
+            pcjax.backprop.value_and_grad(case.network, output=output),
+        ):
+            with pytest.raises(ValueError, match="output: the loss must be one number"):
+                rule(*case[1:])
+
+
 def test_masked_logits_are_as_if_they_were_not_there():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
     labels = rng.integers(0, 3, 8)
-
-    def head(classes):
-        def init(key, h):
-            return {"w": jax.random.normal(key, (h.shape[1], 4))[:, :classes]}
-
-        def apply(params, h):
-            mask = jnp.where(jnp.arange(classes) == 3, -jnp.inf, 0.0)
-            return h @ params["w"] + mask[None]
-
-        return pcjax.Layer(init, apply)
-
     for options in ({}, {"clamp": pcjax.soft_clamp(0.1)}):
         found = []
         for classes in (4, 3):
-            network = pcjax.Network((pcjax.dense(5), head(classes)))
+            network = masked_net(classes)
             params = network.init(jax.random.key(0), x)
             grad_fn = pcjax.value_and_grad(
                 network, pcjax.sequential(3, 0.1), output=pcjax.softmax, **options

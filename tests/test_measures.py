@@ -27,6 +27,26 @@ def test_likeness_is_cosine_and_ratio_of_lengths():
     )
 
 
+@pytest.mark.parametrize("sizes", [(5e-20, 1.0), (1.0, 3e-25), (1e25, 1e-30)])
+def test_gradients_whose_squares_leave_float32_are_alike(sizes):
+    """As those of the early layers of deep nets are."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=500)
+    pair = first, first + 0.5 * rng.normal(size=500)
+    cosine = pair[0] @ pair[1] / np.sqrt((pair[0] @ pair[0]) * (pair[1] @ pair[1]))
+    trees = [
+        ({"w": jnp.asarray(s * x, jnp.float32), "b": jnp.zeros(2, jnp.float32)},)
+        for s, x in zip(sizes, pair, strict=True)
+    ]
+    found = likeness(*trees)
+    ratio = sizes[0] / sizes[1] * np.linalg.norm(pair[0]) / np.linalg.norm(pair[1])
+    np.testing.assert_allclose(found.cosine, [cosine], rtol=1e-5)
+    if ratio < 1e38:
+        np.testing.assert_allclose(found.ratio, [ratio], rtol=1e-5)
+    halves = [jax.tree.map(lambda x: x.astype(jnp.bfloat16), t) for t in trees]
+    np.testing.assert_allclose(likeness(*halves).cosine, [cosine], rtol=1e-2)
+
+
 def test_measures_of_a_linear_net_are_the_closed_forms():
     case = test_error_based.linear_case()
     step = 0.01

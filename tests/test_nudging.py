@@ -180,6 +180,43 @@ def test_centred_is_the_mean_of_two_calls(x64):
     assert info.state.activities[-1].shape == (2, *case.targets.shape)
 
 
+def test_an_example_that_one_sign_makes_rise_is_reported():
+    network = pcjax.mlp([5, 6, 3], jnp.tanh)
+    rng = np.random.default_rng(0)
+    x, y = (
+        jnp.asarray(s * rng.normal(size=(256, n)), jnp.float32)
+        for s, n in ((1, 5), (3, 3))
+    )
+    params = jax.tree.map(lambda w: 6 * w, network.init(jax.random.key(0), x[:1]))
+    rule = partial(pcjax.value_and_grad, network, pcjax.sequential(2, 0.3))
+
+    @jax.jit
+    def infos(params, x, y):
+        rules = [pcjax.nudged(rule, b) for b in (0.8, -0.8)]
+        return [f(params, x, y)[0][1] for f in (*rules, pcjax.centred(rule, 0.8))]
+
+    up, down, both = infos(params, x, y)
+    either = up.rising | down.rising
+    mean = (up.energy + down.energy) <= (up.initial_energy + down.initial_energy)
+    assert (either & mean).any()  # which the mean would hide
+    np.testing.assert_array_equal(both.rising, either)
+
+
+def test_a_beta_is_known_inside_of_a_jit_and_in_strict_promotion():
+    case = problems.dense_case(SIZES)
+    rule = partial(pcjax.value_and_grad, case.network, pcjax.sequential(1, 0.1))
+    beta = jnp.float32(0.25)
+    for make in (pcjax.nudged, pcjax.centred):
+        want = make(rule, 0.25)(*case[1:])[1]
+        with jax.numpy_dtype_promotion("strict"):
+            found = jax.jit(lambda *a, m=make: m(rule, beta)(*a)[1])(*case[1:])
+            plain = make(rule, 0.25)(*case[1:])[1]
+        problems.assert_trees_close(found, want, 1e-5, 1e-7)
+        problems.assert_trees_close(plain, want, 1e-5, 1e-7)
+    clamp = jax.jit(lambda p: pcjax.free_nudge(beta)(p, p, p))
+    np.testing.assert_allclose(clamp(jnp.ones(2)), 1)
+
+
 def test_both_signs_share_the_forward_pass():
     sizes, num_steps = [24, 20, 18, 10], 3
     network = pcjax.mlp(sizes)
@@ -224,10 +261,9 @@ def test_beta_follows_a_schedule_of_the_epoch_in_one_program():
         with problems.compilations(0):
             for _ in betas:
                 found, _ = run(found, data)
-        for beta in betas if make is pcjax.nudged else ():
+        for beta in betas:
             want, _ = jax.jit(epoch_of(make, beta))(want, data)
-        if make is pcjax.nudged:
-            problems.assert_trees_close(found.params, want.params, 1e-4, 1e-6)
+        problems.assert_trees_close(found.params, want.params, 1e-4, 1e-6)
 
 
 @pytest.mark.parametrize("make", [pcjax.nudged, pcjax.centred])

@@ -158,6 +158,33 @@ def test_newton_goes_on_with_what_has_not_converged(x64):
     problems.assert_trees_close(*hidden, rtol=1e-8, atol=1e-8)
 
 
+def test_newton_descends_what_inference_follows(x64):
+    """A clamp that gives way has another energy than the free energy of its targets."""
+    case = problems.dense_case((6, 7, 5, 4), jnp.tanh, **F64)
+    options = {"clamp": pcjax.soft_clamp(0.5), "tolerance": 1e-9}
+    for output in (pcjax.softmax, pcjax.identity):
+        found = rest(
+            case,
+            pcjax.error_based(1, BB),
+            fallback=pcjax.newton_cg(),
+            output=output,
+            **options,
+        )
+        known = rest(case, pcjax.error_based(400, BB), output=output, **options)
+        assert found.converged.all()
+        assert not found.kinks.any()
+        hidden = (x.state.activities[1:-1] for x in (found, known))
+        problems.assert_trees_close(*hidden, rtol=1e-7, atol=1e-7)
+
+
+def test_newton_is_refused_where_there_is_no_energy_to_lower():
+    case = problems.dense_case((6, 7, 5))
+    gamma = {"gamma": lambda activities, errors: 1.0}
+    with pytest.raises(ValueError, match="fallback: expected gamma and decay that are"):
+        rest(case, pcjax.error_based(2, BB), fallback=pcjax.newton_cg(), **gamma)
+    assert rest(case, pcjax.error_based(2, BB), **gamma).kinks is None
+
+
 def test_fallback_leaves_those_that_have_converged(x64):
     case = problems.dense_case((6, 7, 5), linear, **F64)
     found = rest(

@@ -11,9 +11,10 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 import pcjax
-from experiments.common.data import Dataset
+from experiments.common.data import Dataset, Split
 from experiments.common.harness import Experiment, Options, Run, execute
 from experiments.common.options import Epochs
 from experiments.common.runner import Plan, constantly, timeless, train_methods
@@ -52,6 +53,9 @@ class Config(Options, Epochs):
     """Three hidden layers, or a VGG net."""
     algorithms: tuple[Name, ...] = ALGORITHMS
     """Which algorithms to train."""
+    on_nonfinite: Literal["stop", "skip"] = "skip"
+    """What happens to a training step that is not finite: it is left out and counted,
+    or the run stops and says what went wrong."""
 
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
@@ -70,7 +74,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             epochs=size.epochs,
             hyper=constantly(chosen.hyper),
             extra=partial(_extra, chosen, own, batch_size),
-            on_nonfinite="skip",
+            on_nonfinite=config.on_nonfinite,
         )
         found = train_methods(
             run, name, own, [chosen.method], chosen.settings, keys, plan
@@ -89,19 +93,17 @@ def make_task(net: Net, images: Dataset, size: Size) -> Task:
     """The data with what makes inputs of them; the network is each algorithm's own."""
     classes = images.num_classes
     train, test = (
-        subset(split, count, classes)
+        _large_enough(net, subset(split, count, classes))
         for split, count in (
             (images.train, size.train_images),
             (images.test, size.test_images),
         )
     )
-    pixels = train.images.reshape(-1, train.images.shape[-1]) / 255
     prepare = training.normalised(
         training.augmented(
             training.classification(classes), *augmentations(net, images)
         ),
-        pixels.mean(0),
-        pixels.std(0),
+        *channel_moments(train.images),
     )
     return Task(
         pcjax.mlp([1, 1]),
@@ -111,6 +113,28 @@ def make_task(net: Net, images: Dataset, size: Size) -> Task:
         training.device_data(*train, classes),
         training.device_data(*test, classes),
     )
+
+
+def _large_enough(net: Net, split: Split) -> Split:
+    """Digits enlarged to 32 pixels, of which the pools of a VGG net leave some."""
+    factor = 1 if net == "mlp" else max(1, 32 // split.images.shape[1])
+    larger = split.images.repeat(factor, 1).repeat(factor, 2)
+    return split._replace(images=larger)
+
+
+def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every channel [C], with values up to 1.
+
+    Of counts of the 256 values, so that no float is made of a pixel.
+    """
+    values = np.arange(256) / 255
+    counts = [
+        np.bincount(images[..., channel].ravel(), minlength=256) / images[..., 0].size
+        for channel in range(images.shape[-1])
+    ]
+    means = np.array([values @ count for count in counts])
+    squares = np.array([values**2 @ count for count in counts])
+    return means, np.sqrt(squares - means**2)
 
 
 def augmentations(net: Net, images: Dataset) -> tuple[training.Augmentation, ...]:

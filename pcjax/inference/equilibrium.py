@@ -88,7 +88,7 @@ def infer_to_equilibrium(
         clamp is no such thing.
       ValueError: if the arguments do not fit the network, `tolerance` is negative
         or infinite, or there is a fallback, which moves all, for a method that holds
-        elements (`held`).
+        elements (`held`), or for weights that are functions.
     """
     check_parts("infer_to_equilibrium", method=method, output=output, clamp=clamp)
     check_batch("infer_to_equilibrium", network, params, inputs, targets)

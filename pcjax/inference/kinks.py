@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.inference.newton_cg import Local
-from pcjax.inference.slopes import Arrays, inner, per_example
+from pcjax.inference.slopes import Arrays, inner, per_example, rise
 
 
 def at_kinks(local: Local, errors: Arrays) -> jax.Array:
@@ -20,8 +20,9 @@ def at_kinks(local: Local, errors: Arrays) -> jax.Array:
     step = jnp.where(curvature > 0, square / jnp.where(curvature > 0, curvature, 1), 1)
     promised = 0.5 * step * square
     before = local.energy(errors)
-    moved = tuple(map(jnp.subtract, errors, per_example(step, slopes)))
-    gained = before - local.energy(moved)
+    moves = per_example(-step, slopes)
+    after = local.slopes(tuple(map(jnp.add, errors, moves)))
+    gained = -rise(moves, slopes, after)
     rounding = 100 * jnp.finfo(before.dtype).eps * before
     return (
         (rounding < promised)

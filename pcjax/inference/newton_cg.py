@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.checks import check_count
-from pcjax.inference.slopes import Arrays, inner, per_example
+from pcjax.inference.slopes import Arrays, inner, per_example, rise
 
 _HALVINGS = 20
 
@@ -28,12 +28,15 @@ class Local(NamedTuple):
     """The energy around given errors.
 
     Attributes:
-      energy: `errors -> [B]`.
+      energy: `errors -> [B]`, for its size alone: a clamp that gives way makes a
+        gradient that is that of another energy.
+      slopes: `errors -> gradient`.
       linearised: `errors -> (gradient, v -> H v)`.
       arrived: `errors -> bool [B]`: what needs no further step.
     """
 
     energy: Callable[[Arrays], jax.Array]
+    slopes: Callable[[Arrays], Arrays]
     linearised: Callable[[Arrays], tuple[Arrays, Callable[[Arrays], Arrays]]]
     arrived: Callable[[Arrays], jax.Array]
 
@@ -142,12 +145,12 @@ def _solve(slopes, times, part, cg_steps, active) -> tuple[Arrays, jax.Array]:
 
 def _search(local, errors, slopes, direction, active) -> tuple[jax.Array, jax.Array]:
     """The part of the direction that lowers each energy, 0 if none does; the trials."""
-    before, slope = local.energy(errors), inner(slopes, direction)
-    rounding = 8 * jnp.finfo(before.dtype).eps * jnp.abs(before)
+    slope = inner(slopes, direction)
 
     def good(scales):
-        moved = tuple(map(jnp.add, errors, per_example(scales, direction)))
-        return local.energy(moved) <= before + 1e-4 * scales * slope + rounding
+        moves = per_example(scales, direction)
+        after = local.slopes(tuple(map(jnp.add, errors, moves)))
+        return rise(moves, slopes, after) <= 1e-4 * scales * slope
 
     def unfinished(loop):
         k, _, accepted, _ = loop
@@ -159,7 +162,7 @@ def _search(local, errors, slopes, direction, active) -> tuple[jax.Array, jax.Ar
         now = accepted | good(scales)
         return k + 1, jnp.where(now, scales, scales / 2), now, trials
 
-    ones = jnp.ones_like(before)
+    ones = jnp.ones_like(slope)
     start = (jnp.zeros((), jnp.int32), ones, ~active, jnp.zeros_like(active, jnp.int32))
     _, scales, accepted, trials = jax.lax.while_loop(unfinished, iterate, start)
     return jnp.where(accepted & active, scales, 0), trials

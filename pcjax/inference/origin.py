@@ -28,7 +28,7 @@ from pcjax.energy import (
 )
 from pcjax.inference.front import Front
 from pcjax.inference.state import InferenceState, Problem
-from pcjax.networks.near import near_of, shifted
+from pcjax.networks.near import changed, near_of, shifted
 from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import widened
 from pcjax.numerics.devices import varying_as
@@ -227,7 +227,7 @@ class Origin:
                 return near.move(theta, below, moves, anchor, moved)
             layer = self.problem.network.layers[index]
             prediction = layer.apply(theta, *map(shifted, below, moves))
-            return prediction, prediction - first
+            return prediction, changed(prediction, first)
 
         asked = tuple(bool(i) and of_shifts for i in read)
         pull, change = _vjp(predict, theta, moves, of_params, asked)[1:]

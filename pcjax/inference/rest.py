@@ -30,7 +30,7 @@ class Equilibrium(NamedTuple):
         first step of `barzilai_borwein`, and those of the fallback.
       kinks: bool [B], whether an example that has not converged rests at kinks, where
         no gradient vanishes; None if the method has a rate of its own, which says less,
-        or holds elements.
+        or holds elements, or gamma or decay is a function.
     """
 
     state: InferenceState
@@ -55,8 +55,15 @@ def come_to_rest(
     problem, method, fallback, params, inputs, targets, start, tolerance, **asked
 ) -> Rest:
     """The kernel of `infer_to_equilibrium`; `asked` says what the last pulls are of."""
+    fixed = not (callable(problem.gamma) or callable(problem.decay))
     if fallback is not None:
         moves_errors(f"{problem.function}: fallback", method)
+        if not fixed:
+            raise ValueError(
+                f"{problem.function}: fallback: expected gamma and decay that are no "
+                "functions: with those, what inference follows is the gradient of no "
+                "energy, which Newton steps could lower."
+            )
     origin = Origin(problem, params, inputs, targets)
     look: Callable[..., View] = partial(method.look, origin)
     carry = begin(origin, method, start)
@@ -85,7 +92,7 @@ def come_to_rest(
     rateless = method.prepare is not None
     passes = counts + 2 * rateless
     # At what is held gradients do not vanish either, so that kinks cannot be told.
-    judged = rateless and method.look in (Origin.look, Origin.rebuild)
+    judged = rateless and fixed and method.look in (Origin.look, Origin.rebuild)
     if (fallback is not None or judged) and shifts:
         local = _local(origin, t, scale, tolerance)
         errors = look(shifts, t).state.errors[:-1]
@@ -120,7 +127,7 @@ def _local(origin: Origin, t, scale, tolerance) -> Local:
     def energy(errors):
         return state_energy(origin.problem, origin.rebuild(errors, t).state, t)
 
-    return Local(energy, linearised, arrived)
+    return Local(energy, gradient, linearised, arrived)
 
 
 def slopes_of(view: View) -> tuple[jax.Array, ...]:

@@ -78,6 +78,15 @@ def inner(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
     return sum(parts[1:], parts[0])
 
 
+def rise(moves: Arrays, before: Arrays, after: Arrays) -> jax.Array:
+    """By how much the energy rose in a move, [B], of the gradients at both ends.
+
+    By the trapezoidal rule: it keeps digits that a difference of energies loses, and
+    needs no energy, only the gradient that inference follows.
+    """
+    return 0.5 * inner(moves, tuple(map(jnp.add, before, after)))
+
+
 def per_example(scales: jax.Array, arrays: Sequence[jax.Array]) -> Arrays:
     """The arrays, each example times its own number [B], in their dtypes."""
     return tuple(weigh(scales.astype(array.dtype), array) for array in arrays)

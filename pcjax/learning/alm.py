@@ -16,7 +16,7 @@ from pcjax.inference.slopes import Arrays, slope_of
 from pcjax.inference.state import Problem, state_energy
 from pcjax.learning.gradients import GradFn, Info, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
-from pcjax.networks.outputs import Output, full_clamp, identity, widened
+from pcjax.networks.outputs import Output, full_clamp, identity, losses_of
 from pcjax.numerics.compiled import once_compiled
 
 
@@ -110,7 +110,7 @@ def _value_and_grad(problem, rule, params, inputs, targets):
     view = origin.look(shifts, t, of_params=True, of_shifts=False)
     force = pressed(view, multipliers)
     energy = state_energy(problem, view.state, t)
-    loss = problem.output.loss(*widened(origin.logits, targets))
+    loss = losses_of(problem.output, origin.logits, targets)
     info = Info(loss, origin.logits, loss, energy, multipliers, view.state)
     grads = pulled_gradients(view._replace(state=view.state._replace(errors=force)))
     return (jnp.mean(energy), info), grads

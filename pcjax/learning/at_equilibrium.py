@@ -11,7 +11,7 @@ from pcjax.inference.rest import come_to_rest
 from pcjax.inference.state import Problem
 from pcjax.learning.gradients import GradFn, Info, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
-from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, losses_of
 from pcjax.numerics.compiled import hashable, once_compiled
 
 _NAME = "at_equilibrium.value_and_grad"
@@ -94,7 +94,7 @@ def _value_and_grad(
         of_shifts=False,
     )
     info = Info(
-        loss=problem.output.loss(*widened(origin.logits, targets)),
+        loss=losses_of(problem.output, origin.logits, targets),
         logits=origin.logits,
         initial_energy=rest.initial_energy,
         energy=rest.energy,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from pcjax.checks import check_parts
 from pcjax.learning.gradients import GradFn, Info
 from pcjax.networks.network import Network, check_batch
-from pcjax.networks.outputs import Output, identity, widened
+from pcjax.networks.outputs import Output, identity, losses_of
 
 
 def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
@@ -32,7 +32,7 @@ def value_and_grad(network: Network, *, output: Output = identity) -> GradFn:
 
         def mean_loss(params):
             logits = network.apply(params, inputs)
-            loss = output.loss(*widened(logits, targets))
+            loss = losses_of(output, logits, targets)
             return jnp.mean(loss), Info(loss, logits, loss, loss)
 
         return jax.value_and_grad(mean_loss, has_aux=True)(params)

@@ -18,7 +18,14 @@ from pcjax.inference.methods import check_start
 from pcjax.inference.origin import View
 from pcjax.inference.state import InferenceState, Problem, state_energy
 from pcjax.networks.network import Network, Params, check_batch
-from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
+from pcjax.networks.outputs import (
+    Clamp,
+    Output,
+    full_clamp,
+    identity,
+    losses_of,
+    widened,
+)
 from pcjax.numerics.compiled import hashable, once_compiled
 from pcjax.numerics.hooks import call_at
 from pcjax.numerics.weights import weigh
@@ -182,7 +189,7 @@ def _value_and_grad(
         output_error = output.error(*widened(logits, learned))
     energy = state_energy(problem, state, t)
     info = Info(
-        loss=output.loss(*widened(origin.logits, targets)),
+        loss=losses_of(output, origin.logits, targets),
         logits=origin.logits,
         initial_energy=state_energy(problem, inference.initial, 0),
         energy=energy,

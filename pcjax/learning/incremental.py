@@ -14,7 +14,7 @@ from pcjax.inference.origin import Origin
 from pcjax.inference.state import Problem, state_energy
 from pcjax.learning.gradients import Info, Update, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
-from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, losses_of
 from pcjax.numerics.compiled import hashable, once_compiled
 from pcjax.optimizers.finite import descend
 
@@ -97,6 +97,6 @@ def _update(problem, method, tx, params, opt_state, inputs, targets, start: Star
     ((_, params, opt_state), energy), _ = jax.lax.scan(
         iterate, (carry, initial_energy), steps
     )
-    loss = problem.output.loss(*widened(origin.logits, targets))
+    loss = losses_of(problem.output, origin.logits, targets)
     info = Info(loss, origin.logits, initial_energy, energy)
     return params, opt_state, (jnp.mean(energy), info)

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pcjax.checks import check_callable
 from pcjax.learning.gradients import GradFn
-from pcjax.networks.nudges import check_beta, nudge
+from pcjax.networks.nudges import check_beta, is_known, nudge
 from pcjax.networks.outputs import Clamp
 
 Rule = Callable[..., GradFn]  # called with `clamp=`
@@ -68,8 +69,9 @@ def centred(rule: Rule, beta: Any, *, clamp: Callable[[Any], Clamp] = nudge) -> 
       clamp: see `nudged`.
 
     Returns:
-      A `grad_fn` like any other. Energies are the means of both signs; in `info` trace
-      and state have a leading axis of the signs, (+beta, -beta).
+      A `grad_fn` like any other. Energies are the means of both signs, in `info` those
+      of the sign that rises where one does (`Info.rising`); its trace and state have a
+      leading axis of the signs, (+beta, -beta).
 
     Raises:
       TypeError, ValueError: as `nudged`.
@@ -80,13 +82,14 @@ def centred(rule: Rule, beta: Any, *, clamp: Callable[[Any], Clamp] = nudge) -> 
         def of_sign(signed):
             return nudged(rule, signed, clamp=clamp)(params, inputs, targets, **start)
 
-        signs = jnp.asarray(beta) * jnp.asarray([1, -1])
+        signs = jnp.stack([jnp.asarray(beta), -jnp.asarray(beta)])
         ((energy, info), grads) = jax.vmap(of_sign)(signs)
+        rising = info.rising
         info = info._replace(
             loss=info.loss[0],  # the feed-forward pass is the same
             logits=info.logits[0],
-            initial_energy=jnp.mean(info.initial_energy, axis=0),
-            energy=jnp.mean(info.energy, axis=0),
+            initial_energy=_mean_unless(rising, info.initial_energy),
+            energy=_mean_unless(rising, info.energy),
         )
         grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
         return (jnp.mean(energy), info), grads
@@ -94,10 +97,16 @@ def centred(rule: Rule, beta: Any, *, clamp: Callable[[Any], Clamp] = nudge) -> 
     return grad_fn
 
 
+def _mean_unless(rising: jax.Array, energies: jax.Array) -> jax.Array:
+    """The mean of both signs [2, B], or that of the first that rises, [B]."""
+    first = jnp.where(rising[0], energies[0], energies[1])
+    return jnp.where(rising.any(axis=0), first, jnp.mean(energies, axis=0))
+
+
 def _check(function: str, rule: Rule, beta: Any, clamp: Callable) -> None:
     check_callable(function, "clamp", clamp)
     check_beta(function, beta)
-    if not isinstance(beta, jax.core.Tracer) and beta == 0:
+    if is_known(beta) and np.asarray(beta) == 0:
         raise ValueError(f"{function}: beta must not be 0, the gradient is over it.")
     try:
         inspect.signature(rule).bind(clamp=nudge)

@@ -17,7 +17,7 @@ from pcjax.inference.methods import check_start, simultaneous
 from pcjax.inference.state import InferenceState, Problem, state_energy
 from pcjax.learning.gradients import GradFn, Info, like_params, pulled_gradients
 from pcjax.networks.network import Network, check_batch
-from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, losses_of
 from pcjax.numerics.compiled import hashable, once_compiled
 
 # `run of inference -> (e_1, ..., e_L)` that the weights learn from
@@ -188,7 +188,7 @@ def _at_start(problem, method, learned, errors, trace, params, inputs, targets, 
     view = view._replace(state=view.state._replace(errors=found), gammas=gammas)
     energy = state_energy(problem, state, t)
     info = Info(
-        loss=problem.output.loss(*widened(origin.logits, targets)),
+        loss=losses_of(problem.output, origin.logits, targets),
         logits=origin.logits,
         initial_energy=state_energy(problem, made.inference.initial, 0),
         energy=energy,

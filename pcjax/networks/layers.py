@@ -23,11 +23,6 @@ def uniform_fan_in(
     key: jax.Array, shape: Sequence[int], fan_in: int, dtype: Any
 ) -> jax.Array:
     """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the reference initialisation."""
-    if fan_in < 1:
-        raise ValueError(
-            f"weights of shape {tuple(shape)} multiply nothing; expected one input "
-            "feature or more."
-        )
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -212,6 +207,11 @@ def _drawn(function: str, kernel_init: Initializer | None) -> Callable[..., Para
         check_callable(function, "kernel_init", kernel_init)
 
     def draw(key, shape, dtype):
+        if not math.prod(shape[:-1]):
+            raise ValueError(
+                f"weights of shape {tuple(shape)} multiply nothing; expected one input "
+                "feature or more."
+            )
         if kernel_init is not None:
             kernel = kernel_init(key, shape, dtype)
             return {"kernel": kernel, "bias": jnp.zeros(shape[-1:], dtype)}

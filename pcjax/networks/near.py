@@ -51,11 +51,15 @@ def near_of(layer: Any) -> Near:
         if not any(moved):
             return layer.apply(params, *inputs), jnp.zeros_like(anchor)
         prediction = layer.apply(params, *map(shifted, inputs, shifts))
-        # Equal ones may be infinite, as masked logits are.
-        same = (prediction == anchor) & ~jnp.isfinite(anchor)
-        return prediction, jnp.where(same, 0, prediction - anchor)
+        return prediction, changed(prediction, anchor)
 
     return Near(layer.apply, start, move)
+
+
+def changed(prediction: jax.Array, first: jax.Array) -> jax.Array:
+    """`prediction - first`; 0 where both are infinite, as masked logits are."""
+    same = (prediction == first) & ~jnp.isfinite(first)
+    return jnp.where(same, 0, prediction - first)
 
 
 def shifted(h: jax.Array, shift: jax.Array | None) -> jax.Array:

@@ -60,7 +60,7 @@ def free_nudge(beta: Any) -> Clamp:
       Scellier and Bengio, 2017, "Equilibrium Propagation"; Laborieux et al., 2021.
     """
     check_beta("free_nudge", beta)
-    if not isinstance(beta, jax.core.Tracer) and beta <= -1:
+    if is_known(beta) and np.asarray(beta) <= -1:
         raise ValueError(
             f"free_nudge: beta must be above -1, or the energy has no minimum; got "
             f"{beta}."
@@ -72,8 +72,13 @@ def check_beta(function: str, beta: Any) -> None:
     """Refuses what is no single real number, and unless traced what is not finite."""
     check_single(function, "beta", beta)
     check_real(function, "beta", beta)
-    if not isinstance(beta, jax.core.Tracer) and not np.isfinite(beta):
+    if is_known(beta) and not np.isfinite(np.asarray(beta)):
         raise ValueError(f"{function}: beta must be finite, got {beta}.")
+
+
+def is_known(beta: Any) -> bool:
+    """Whether beta has a value; that is for NumPy to compare, also inside of a jit."""
+    return not isinstance(beta, jax.core.Tracer)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,17 @@ class Output(NamedTuple):
         return -pull(jnp.ones_like(losses))[0]
 
 
+def losses_of(output: Output, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of each example, [B], in float32 at least."""
+    found = output.loss(*widened(logits, targets))
+    if jnp.shape(found) != logits.shape[:1]:
+        raise ValueError(
+            "output: the loss must be one number for each of the "
+            f"{len(logits)} examples, [{len(logits)}]; got shape {jnp.shape(found)}."
+        )
+    return found
+
+
 def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The arrays in a dtype that holds all of them, float32 at least.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcjax.checks import check_callable, check_count
-from pcjax.training.data import Prepare
+from pcjax.training.data import Prepare, takes_key
 
 # (key or None, images uint8 [B, H, W, C]) -> images [B, H', W', C]
 Augmentation = Callable[[jax.Array | None, jax.Array], jax.Array]
@@ -46,12 +46,14 @@ def augmented(prepare: Prepare, *augmentations: Augmentation) -> Prepare:
     for function in (prepare, *augmentations):
         check_callable("augmented", "every argument", function)
 
+    inner = takes_key(prepare)
+
     def prepare_augmented(images, labels, key=None):
-        count = len(augmentations)
+        count = len(augmentations) + inner
         keys = [None] * count if key is None else jax.random.split(key, max(count, 1))
         for own, augment in zip(keys, augmentations, strict=False):
             images = augment(own, images)
-        return prepare(images, labels)
+        return prepare(images, labels, **({"key": keys[-1]} if inner else {}))
 
     return prepare_augmented
 

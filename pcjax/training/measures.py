@@ -19,7 +19,7 @@ from pcjax.inference.methods import error_based, simultaneous
 from pcjax.learning import at_equilibrium, backprop
 from pcjax.learning.gradients import GradFn
 from pcjax.networks.network import Network, Params
-from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
+from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, widened
 
 
 class Likeness(NamedTuple):
@@ -27,7 +27,8 @@ class Likeness(NamedTuple):
 
     Attributes:
       cosine: [L], of the angle between them; 0 where one is 0.
-      ratio: [L], how many times as long it is; infinite where the other is 0.
+      ratio: [L], how many times as long it is; infinite where the other is 0,
+        and no number where both are.
     """
 
     cosine: jax.Array
@@ -82,19 +83,34 @@ def likeness(grads: Sequence[Params], others: Sequence[Params]) -> Likeness:
     Raises:
       ValueError: if they are not of as many layers and arrays.
     """
+    rows = [_compared(*pair) for pair in zip(grads, others, strict=True)]
+    return Likeness(*(jnp.stack(column) for column in zip(*rows, strict=True)))
 
-    def dot(one, other):
-        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-        return sum((jnp.vdot(a, b) for a, b in pairs), jnp.zeros(()))
 
-    rows = [
-        (dot(one, other), dot(one, one), dot(other, other))
-        for one, other in zip(grads, others, strict=True)
-    ]
-    across, own, foreign = (jnp.stack(column) for column in zip(*rows, strict=True))
-    both = jnp.sqrt(own) * jnp.sqrt(foreign)
+def _compared(one: Params, other: Params) -> tuple[jax.Array, jax.Array]:
+    """Cosine and ratio of a layer.
+
+    Each is first divided by its largest entry: gradients of early layers are so small
+    that their squares are 0.
+    """
+    (own, size), (foreign, other_size) = _scaled(one), _scaled(other)
+    pairs = zip(own, foreign, strict=True)
+    across = sum((jnp.vdot(a, b) for a, b in pairs), jnp.zeros(()))
+    norm, other_norm = (
+        jnp.sqrt(sum((jnp.vdot(a, a) for a in x), jnp.zeros(())))
+        for x in (own, foreign)
+    )
+    both = norm * other_norm
     cosine = jnp.where(both > 0, across / jnp.where(both > 0, both, 1), 0)
-    return Likeness(cosine, jnp.sqrt(own) / jnp.sqrt(foreign))
+    return cosine, norm / other_norm * (size / other_size)
+
+
+def _scaled(tree: Params) -> tuple[list[jax.Array], jax.Array]:
+    """The arrays divided by the size of the largest entry, and that size."""
+    leaves = [widened(leaf)[0] for leaf in jax.tree.leaves(tree)]
+    sizes = [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]
+    size = jnp.max(jnp.stack([jnp.zeros(()), *sizes]))
+    return [leaf / jnp.where(size > 0, size, 1) for leaf in leaves], size
 
 
 def make_measures(

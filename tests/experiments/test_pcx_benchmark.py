@@ -114,6 +114,9 @@ def test_images_in_colour_are_augmented_and_all_are_normalised():
     inputs, _ = task.prepare(*task.train)
     mean = np.mean(inputs, axis=(0, 1, 2)), np.std(inputs, axis=(0, 1, 2))
     np.testing.assert_allclose(mean, [[0] * 3, [1] * 3], atol=1e-4)
+    pixels = splits[0].images.reshape(-1, 3) / 255
+    moments = experiment.channel_moments(splits[0].images)
+    np.testing.assert_allclose(moments, [pixels.mean(0), pixels.std(0)], rtol=1e-12)
     moved, _ = task.prepare(*task.train, key=jax.random.key(0))
     assert not np.allclose(inputs, moved)
     assert len(task.test.labels) == 10
@@ -140,6 +143,18 @@ def test_a_small_run(tmp_path, capsys):
     assert sum("epoch chosen on half" in row for row in what) == 3
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "BP-CE, seconds of the fastest" in capsys.readouterr().out
+
+
+def test_a_small_run_of_a_vgg_net(tmp_path):
+    """On digits, which are enlarged: 8 pixels are none after four pools."""
+    config = pcx_benchmark.Config(
+        net="vgg5", epochs=1, seeds=1, algorithms=("BP-CE", "SE"), out=tmp_path
+    )
+    assert config.on_nonfinite == "skip"
+    pcx_benchmark.main(config)
+    methods = json.loads((tmp_path / "results.json").read_text())["results"]["methods"]
+    assert np.shape(methods["SE"]["cosine"]) == (5, 1)
+    assert np.isfinite(methods["SE"]["train_loss"]).all()
 
 
 @pytest.mark.parametrize("name", ["iPC", "SeqIL-MQ", "ePC", "PC-rest", "CN"])
