@@ -110,16 +110,19 @@ def _training(
     return jax.jit(training.make_epoch(update, prepare, batch_size)), tx
 
 
-def infer(decoder: Decoder, targets: jax.Array) -> pcjax.InferenceState:
+def infer(
+    decoder: Decoder, targets: jax.Array, num_steps: int = INFERENCE_STEPS
+) -> pcjax.InferenceState:
     """The most probable latents of images [B, D] that may have missing pixels."""
-    return _infer(decoder.network, decoder.gamma, decoder.params, jnp.asarray(targets))
+    network, params, gamma = decoder
+    return _infer(network, gamma, num_steps, params, jnp.asarray(targets))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _infer(network, gamma, params, targets):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _infer(network, gamma, num_steps, params, targets):
     return pcjax.infer(
         network,
-        _descent(INFERENCE_STEPS),
+        _descent(num_steps),
         params,
         pcjax.no_inputs(len(targets)),
         targets,
@@ -128,10 +131,15 @@ def _infer(network, gamma, params, targets):
     ).state
 
 
-def completed(decoder: Decoder, targets: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def completed(
+    decoder: Decoder,
+    targets: np.ndarray,
+    seen: np.ndarray,
+    num_steps: int = INFERENCE_STEPS,
+) -> np.ndarray:
     """Images whose missing pixels are what the decoder predicts from the others."""
     known = pcjax.observed(jnp.asarray(targets), jnp.asarray(seen))
-    predicted = np.asarray(infer(decoder, known).predictions[-1])
+    predicted = np.asarray(infer(decoder, known, num_steps).predictions[-1])
     return np.where(seen, targets, np.clip(predicted, 0, 1))
 
 
