@@ -335,6 +335,14 @@ def test_the_loss_per_pixel_divides_by_the_entries_of_one_example():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def test_missing_pixels_do_not_count_among_those_a_loss_is_divided_by():
+    logits = jnp.asarray(RANDOM.normal(size=(2, 3)), jnp.float32)
+    targets = jnp.array([[0.5, jnp.nan, 1.0], [jnp.nan] * 3])
+    measure = evaluation.reconstruction_measures(pcjax.masked(pcjax.identity))
+    expected = 0.5 * np.mean((np.asarray(targets - logits)[0, [0, 2]]) ** 2)
+    np.testing.assert_allclose(measure(logits, targets, None), [expected, 0], rtol=1e-6)
+
+
 # Optimizers that ask for more than the gradient
 
 

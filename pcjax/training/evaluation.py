@@ -57,11 +57,13 @@ def classification_measures(output: Output) -> Measure:
 
 
 def reconstruction_measures(output: Output) -> Measure:
-    """The loss per pixel: `output.loss / number of outputs`."""
+    """The loss per pixel: `output.loss / number of outputs` that are not missing."""
 
     def measure(logits, targets, labels):
         del labels
-        return _loss(output, logits, targets) / logits[0].size
+        loss = _loss(output, logits, targets)
+        seen = jnp.sum(~jnp.isnan(targets), axis=range(1, targets.ndim))
+        return loss / jnp.maximum(seen, 1).astype(loss.dtype)
 
     return measure
 
