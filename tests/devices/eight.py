@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -99,11 +99,26 @@ def _mesh(layout="batch"):
 # divides every entry by its own magnitude, so that the rounding of the smallest counts
 # as much as that of the largest. Over the model axis each sum of a product is another;
 # the small errors of early layers then carry the rounding of predictions, as they do on
-# one device, where it puts these updates up to 5e-6 from those of double precision.
+# one device, where it puts these updates up to 5e-6 from those of double precision. So
+# does a part of the batch where a product of fewer rows rounds otherwise.
 def _tolerance(dtype, layout, optimizer):
     if dtype == "float64":
         return 1e-11
-    return 2e-5 if layout == "batch x model" or optimizer == "Adam" else 1e-6
+    alike = layout != "batch x model" and _rows_round_alike()
+    return 1e-6 if alike and optimizer != "Adam" else 2e-5
+
+
+@cache
+def _rows_round_alike():
+    """Whether a row of a product is the same however many others there are.
+
+    It is not on CPUs in older versions of XLA.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, SIZES[1])).astype(np.float32)
+    weights = rng.normal(size=(SIZES[1], SIZES[2])).astype(np.float32)
+    multiply = jax.jit(jnp.matmul)
+    return np.array_equal(multiply(x, weights)[:2], multiply(x[:2], weights))
 
 
 @pytest.mark.parametrize(
