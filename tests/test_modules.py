@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 import pcjax
 from tests import problems
@@ -160,11 +161,15 @@ def test_nnx_modules_with_state_or_keys_are_refused(build, message):
 # Constant arrays, and what is no single array
 
 
+# Plain lists in older versions of flax.
+SUBMODULES = getattr(nnx, "List", list)
+
+
 class Encoded(nnx.Module):
     """Adds a constant that `make` makes of the random keys."""
 
     def __init__(self, make, rngs):
-        self.inner = nnx.List([nnx.Linear(6, 5, rngs=rngs)])
+        self.inner = SUBMODULES([nnx.Linear(6, 5, rngs=rngs)])
         self.positions = make(rngs)
 
     def __call__(self, x):
@@ -286,7 +291,7 @@ def test_boxed_params_are_applied_with_and_without_their_boxes():
     layer = pcjax.from_linen(nn.Dense(4, kernel_init=kernel))
     network = pcjax.Network((layer, pcjax.dense(4)))
     boxed = network.init(jax.random.key(0), INPUTS)
-    assert nn.get_partition_spec(boxed[0])["kernel"] == jax.P(None, "model")
+    assert nn.get_partition_spec(boxed[0])["kernel"] == PartitionSpec(None, "model")
     plain = (nn.meta.unbox(boxed[0]), boxed[1])
     own = jax.tree.map(np.asarray, plain[0])
     expected = np.asarray(INPUTS) @ own["kernel"] + own["bias"]

@@ -1,5 +1,6 @@
 """What MQ takes for a layer: containers, boxes, names and stacks."""
 
+import inspect
 from functools import partial
 from typing import NamedTuple
 
@@ -253,6 +254,8 @@ def test_gradients_that_nnx_filtered_away_are_refused_with_the_filter_named():
     model = TwoLinear(3, 2, 3)
     grads = nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 3)))))(model)
     optimizer = nnx.Optimizer(model, pcjax.mq(1e-3), wrt=nnx.Param)
+    if "model" not in inspect.signature(optimizer.update).parameters:
+        pytest.skip("this version of flax hands on gradients as they are")
     optimizer.update(model, grads)
     message = r"gradients of 0 layers \(none\), .* 2 layers .*nnx.Optimizer .*`wrt`"
     with pytest.raises(ValueError, match=message):

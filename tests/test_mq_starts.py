@@ -153,9 +153,21 @@ def test_refuses_a_start(start, kind, message):
 # Hyper-parameters in half precision.
 
 
+def _casts_arrays():
+    """Whether optax stores arrays in the dtype of the parameters, as before 0.2.8."""
+    tx = optax.inject_hyperparams(optax.sgd)(jnp.float32(0.1))
+    state = tx.init(jnp.ones(2, jnp.bfloat16))
+    return state.hyperparams["learning_rate"].dtype == jnp.bfloat16
+
+
+# What the refusal advises, where without it all numbers are of half precision.
+CASTS = _casts_arrays()
+KEEP = {"hyperparam_dtype": jnp.float32} if CASTS else {}
+
+
 def injected_v(params, **hyper):
     """How far v moves from .5 to the magnitude 1 in an injected step, late on."""
-    tx = optax.inject_hyperparams(mq)(**hyper)
+    tx = optax.inject_hyperparams(mq, **KEEP)(**hyper)
     found = []
     for init, update in ((tx.init, tx.update), map(jax.jit, (tx.init, tx.update))):
         state = init(params)
@@ -186,7 +198,7 @@ def test_injected_numbers_keep_their_value(dtype, decay):
 def test_injected_schedules_and_partial_factories_keep_their_value():
     params = {"layer": jnp.ones(4, jnp.bfloat16)}
     schedule = lambda count: 1e-3 / (1 + count)  # noqa: E731
-    tx = optax.inject_hyperparams(partial(mq, decay=0.999))(schedule)
+    tx = optax.inject_hyperparams(partial(mq, decay=0.999), **KEEP)(schedule)
     state = tx.init(params)
     hyper = state.hyperparams
     assert hyper["learning_rate"].dtype == hyper["decay"].dtype == jnp.float32
@@ -198,7 +210,7 @@ def test_injected_schedules_and_partial_factories_keep_their_value():
 
 def test_injected_functions_are_named_in_static_args():
     params = {"layer": jnp.ones(4, jnp.bfloat16)}
-    make = optax.inject_hyperparams(mq, static_args=("start",))
+    make = optax.inject_hyperparams(mq, static_args=("start",), **KEEP)
     tx = make(3e-3, start=first_gradient)
     updates, state = tx.update(params, tx.init(params), params)
     assert float(state.inner_state[0].v[0]) == 1
@@ -224,11 +236,16 @@ def test_refuses_schedules_and_overwritten_numbers_of_half_precision():
     params = {"layer": jnp.ones(4, jnp.bfloat16)}
     with pytest.raises(TypeError, match="learning_rate is of dtype bfloat16"):
         mq(lambda count: jnp.bfloat16(0.1)).init(params)
+    state = optax.inject_hyperparams(mq, **KEEP)(1e-3).init(params)
     tx = optax.inject_hyperparams(mq)(1e-3)
-    state = tx.init(params)
     state.hyperparams["decay"] = 0.999  # optax takes the dtype of the parameters
-    with pytest.raises(TypeError, match="decay is of dtype bfloat16"):
+    message = r"is of dtype bfloat16, .*hyperparam_dtype"
+    with pytest.raises(TypeError, match=message):
         jax.jit(tx.update)(params, state, params)
+    if CASTS:
+        with pytest.raises(TypeError, match=message):
+            tx.init(params)
+        tx = optax.inject_hyperparams(mq, **KEEP)(1e-3)
     state.hyperparams["decay"] = jnp.float32(0.999)
     _, state = jax.jit(tx.update)(params, state, params)
     assert float(state.hyperparams["decay"]) == np.float32(0.999)

@@ -148,7 +148,10 @@ def _is_box(node: Any) -> bool:
     Only their class tells them: users have fields called `value`, too.
     """
     nnx = sys.modules.get("flax.nnx")  # without which there are no variables
-    variables = (nnx.Variable,) if nnx else ()
+    # In older versions of flax those of a tree are of another class, a name that
+    # newer versions hand out with a warning, and only when asked for.
+    names = ("Variable", "VariableState") if nnx else ()
+    variables = [vars(nnx)[name] for name in names if name in vars(nnx)]
     return isinstance(node, (*variables, meta.AxisMetadata))
 
 

@@ -149,7 +149,8 @@ def _check_width(name: str, value: Any) -> None:
                 f"scale_by_mq: {name} is of dtype {dtype}, which rounds numbers such "
                 "as .999; expected one of 32 bits or more, or a Python number. "
                 "optax.inject_hyperparams takes the dtype of the parameters, unless it "
-                "is given hyperparam_dtype=jnp.float32 or arrays of float32."
+                "is given hyperparam_dtype=jnp.float32 or, from optax 0.2.8 on, arrays "
+                "of float32."
             )
 
 
@@ -158,7 +159,8 @@ class KeepsNumbers(inspect.Signature):
 
     `optax.inject_hyperparams` binds the arguments of a factory. It stores Python
     numbers in the dtype of the parameters, but arrays of a dtype of their own as they
-    are; and likewise what a schedule returns.
+    are; and likewise what a schedule returns. Before 0.2.8 it casts arrays, too: then
+    `check_range` refuses what is left of the numbers.
     """
 
     def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:

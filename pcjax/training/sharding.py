@@ -8,13 +8,14 @@ device and on many. A mesh has up to three axes, and every array is split by the
     batch   the examples of a batch: data parallelism
     model   the features of wide layers: weights, gradients and optimizer state
 
-`make_mesh` makes such a mesh. One of `jax.make_mesh`, whose axes are explicit by
-default, serves as well, but for a `seeds` axis. What is split over no axis is
+`make_mesh` makes such a mesh. One of `jax.make_mesh`, whose axes newer versions
+make explicit, serves as well, but for a `seeds` axis. What is split over no axis is
 replicated. Inference moves every example by its own energy, so over `batch` it needs no
 communication, whatever the number of iterations; the mean gradient is all that has to
 be added up.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -234,7 +235,7 @@ def split_batches(mesh: Mesh, prepare: Prepare) -> Prepare:
         _check_divisible("split_batches", "a batch", len(images), mesh, BATCH)
         split = jax.lax.with_sharding_constraint
         if _is_explicit(mesh, BATCH):  # a part of the type, which no hint can change
-            split = jax.sharding.reshard
+            split = _reshard()
         return split(prepare(images, labels, **key), sharding)
 
     return prepare_split
@@ -247,6 +248,13 @@ def _place(tree: Any, shardings: Any) -> Any:
         return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
     # Devices of other processes are reached by a program that all of them run.
     return jax.jit(lambda values: values, out_shardings=shardings)(tree)
+
+
+def _reshard() -> Callable[..., Any]:
+    if hasattr(jax.sharding, "reshard"):
+        return jax.sharding.reshard
+    # Older versions of jax keep it elsewhere.
+    return importlib.import_module("jax.experimental.shard").reshard
 
 
 def _is_explicit(mesh: Mesh, axis: str) -> bool:

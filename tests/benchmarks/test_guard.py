@@ -5,6 +5,7 @@ No times: these are counts of the optimised program, which the machine does not 
 
 import functools
 
+import jax
 import pytest
 
 from benchmarks import workloads
@@ -25,7 +26,9 @@ PROGRAMS = {
     "iPC T=3": lambda load: workloads.incremental(load, 3, "SGD"),
 }
 # Products, and MB of temporaries at batch 64 (those of gradients and activities), as
-# jax 0.10.2 compiles them for CPUs; other versions may need a quarter more.
+# jax 0.10.2 compiles them for CPUs; other versions may need a quarter more, 0.6.0 a
+# third (iPC, conv).
+MORE = 1.25 if jax.__version_info__ >= (0, 7) else 4 / 3
 GUARD = {
     ("mlp", "BP"): (11, 12.9),
     ("mlp", "SeqIL T=1"): (14, 18.2),
@@ -62,4 +65,4 @@ def test_products_flops_and_temporaries(net, name):
     products, megabytes = GUARD[net, name]
     assert found["products"] == products
     assert found["multiply_adds"] == found["fewest_multiply_adds"]
-    assert found["bytes"]["temporary"] < 1.25e6 * megabytes
+    assert found["bytes"]["temporary"] < MORE * 1e6 * megabytes

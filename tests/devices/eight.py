@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -99,11 +99,26 @@ def _mesh(layout="batch"):
 # divides every entry by its own magnitude, so that the rounding of the smallest counts
 # as much as that of the largest. Over the model axis each sum of a product is another;
 # the small errors of early layers then carry the rounding of predictions, as they do on
-# one device, where it puts these updates up to 5e-6 from those of double precision.
+# one device, where it puts these updates up to 5e-6 from those of double precision. So
+# does a part of the batch where a product of fewer rows rounds otherwise.
 def _tolerance(dtype, layout, optimizer):
     if dtype == "float64":
         return 1e-11
-    return 2e-5 if layout == "batch x model" or optimizer == "Adam" else 1e-6
+    alike = layout != "batch x model" and _rows_round_alike()
+    return 1e-6 if alike and optimizer != "Adam" else 2e-5
+
+
+@cache
+def _rows_round_alike():
+    """Whether a row of a product is the same however many others there are.
+
+    It is not on CPUs in older versions of XLA.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, SIZES[1])).astype(np.float32)
+    weights = rng.normal(size=(SIZES[1], SIZES[2])).astype(np.float32)
+    multiply = jax.jit(jnp.matmul)
+    return np.array_equal(multiply(x, weights)[:2], multiply(x[:2], weights))
 
 
 @pytest.mark.parametrize(
@@ -329,17 +344,16 @@ EXPLICIT = {
 }
 
 
-explicit = pytest.mark.skipif(
-    jax.__version_info__ < (0, 9), reason="meshes of this JAX have automatic axes"
-)
+def _explicit_mesh(sizes, names):
+    """A mesh of jax as newer versions make it where nothing else is said."""
+    kinds = (jax.sharding.AxisType.Explicit,) * len(names)
+    return jax.make_mesh(sizes, names, axis_types=kinds)
 
 
-@explicit
 @pytest.mark.parametrize("layout", EXPLICIT)
 def test_a_mesh_of_jax_with_explicit_axes_serves_as_well(layout):
     sizes, names, split = EXPLICIT[layout]
-    mesh, network = jax.make_mesh(sizes, names), pcjax.mlp(SIZES)
-    assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
+    mesh, network = _explicit_mesh(sizes, names), pcjax.mlp(SIZES)
     tx = finite.guard(pcjax.mq(1e-3))
     want, want_metrics = jax.jit(_epoch(None, network, tx))(_state(tx), DATA)
     state = sharding.place_state(mesh, _state(tx), split)
@@ -352,9 +366,8 @@ def test_a_mesh_of_jax_with_explicit_axes_serves_as_well(layout):
     assert kernel.is_equivalent_to(state.params[0]["kernel"].sharding, 2)
 
 
-@explicit
 def test_seeds_need_a_mesh_with_automatic_axes():
-    mesh = jax.make_mesh((2, 4), ("seeds", "batch"))
+    mesh = _explicit_mesh((2, 4), ("seeds", "batch"))
     with pytest.raises(ValueError, match=r"explicit axis 'seeds'.*sharding\.make_mesh"):
         sharding.place_state(mesh, _state(optax.sgd(0.1), 2))
     automatic = (jax.sharding.AxisType.Auto,) * 2
