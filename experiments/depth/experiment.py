@@ -10,6 +10,7 @@ that BP-Adam has found: the cosine of each layer to backprop's gradient and to t
 the equilibrium, and the largest curvature of inference.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ import numpy as np
 
 import pcjax
 from experiments.common import grid, report
+from experiments.common.folders import UnfinishedError
 from experiments.common.harness import (
     Experiment,
     Options,
@@ -108,8 +110,15 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             train = partial(
                 _train, run, size, task._replace(network=network), own, keys
             )
-            rows = {method.name: train(cell, method) for method in chosen}
+            rows = {}
+            for method in chosen:
+                with contextlib.suppress(UnfinishedError):  # it is named by the run
+                    rows[method.name] = train(cell, method)
+            if "BP-Adam" not in rows:  # beside which all stands
+                continue
             results[group][cell.name] = {**dataclasses.asdict(cell), "methods": rows}
+    if not results["cells"]:
+        raise UnfinishedError(f"No net is finished in {run.folder}.")
     return {"dataset": config.dataset_name, "epochs": size.epochs, **results}
 
 
@@ -203,6 +212,14 @@ def _comparison(size: Size, task: Task, found: Settings) -> Any:
         for name, method in compared(found).items()
     }
     alike = jax.jit(likeness)
+    stay = pcjax.at_equilibrium.value_and_grad(
+        network, pcjax.simultaneous(1, 0.0), output=output
+    )
+
+    @jax.jit
+    def residual(params, inputs, targets, hidden):
+        (_, info), _ = stay(params, inputs, targets, hidden=hidden)
+        return jnp.median(info.equilibrium.residual)
 
     def compare(params, inputs, targets):
         batch = (params, inputs, targets)
@@ -211,8 +228,10 @@ def _comparison(size: Size, task: Task, found: Settings) -> Any:
         (_, info), own = own_fn(*batch)
         to_backprop = {"equilibrium": seen.equilibrium_to_backprop}
         to_equilibrium = {"BP": seen.equilibrium}
+        residuals = {"equilibrium": jnp.median(info.equilibrium.residual)}
         for name, grad_fn in others.items():
-            _, grads = grad_fn(*batch)
+            (_, found), grads = grad_fn(*batch)
+            residuals[name] = residual(*batch, found.state.activities[1:-1])
             to_backprop[name] = alike(grads, exact)
             to_equilibrium[name] = alike(grads, own)
         return {
@@ -220,7 +239,7 @@ def _comparison(size: Size, task: Task, found: Settings) -> Any:
             "to_equilibrium": {k: v._asdict() for k, v in to_equilibrium.items()},
             "settled": jnp.mean(seen.settled),
             "passes": jnp.mean(seen.passes),
-            "residual": jnp.median(info.equilibrium.residual),
+            "residuals": residuals,
             "error_curvature": jnp.max(seen.error_curvature),
             "activity_curvature": jnp.max(seen.activity_curvature),
         }
@@ -235,7 +254,11 @@ def _map(width: int, residual: tuple[int, ...], plain: tuple[int, ...], conv: in
             for parametrisation in ("standard", "muPC")
             for depth in residual
         ),
-        *(Cell("plain", "standard", depth, width) for depth in plain),
+        *(
+            Cell("plain", parametrisation, depth, width)
+            for parametrisation in ("standard", "muPC")
+            for depth in plain
+        ),
         Cell("conv", "standard", conv, max(4, width // 4)),
     )
 

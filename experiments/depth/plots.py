@@ -14,6 +14,7 @@ RULES = {
     "SeqIL T=1": STYLES["SeqIL T=1"],
     "SeqIL": report.STYLES["SeqIL"],
     "ePC": STYLES["ePC-Adam"],
+    "PC": {"color": "#882255", "linestyle": "--"},
 }
 
 
@@ -25,7 +26,10 @@ def plot(results: dict[str, Any], folder: Path) -> None:
     _likeness(cells, folder / "likeness.png")
     _curvature(cells, groups, folder / "curvature.png")
     if results["transfer"]:
-        _transfer(list(results["transfer"].values()), folder / "transfer.png")
+        own = [
+            c for c in cells if c["kind"] == "residual" and "PC-Adam" in c["methods"]
+        ]
+        _transfer([*results["transfer"].values(), *own], folder / "transfer.png")
 
 
 def _accuracy(cells: Any, groups: Any, path: Path) -> None:
@@ -56,7 +60,7 @@ def _accuracy(cells: Any, groups: Any, path: Path) -> None:
 def _likeness(cells: Any, path: Path) -> None:
     """Cosine to backprop of every layer, a row before and one after training."""
     with report.figure(
-        path, rows=2, columns=len(cells), figsize=(2.7 * len(cells), 5.2)
+        path, rows=2, columns=len(cells), figsize=(2.2 * len(cells), 5.2)
     ) as panels:
         for row, when in zip(panels, ("fresh", "trained"), strict=True):
             for panel, cell in zip(row, cells, strict=True):
@@ -106,7 +110,7 @@ def _curvature(cells: Any, groups: Any, path: Path) -> None:
 
 def _transfer(cells: Any, path: Path) -> None:
     """The training loss at every rate, a line for every width and depth."""
-    names = list(cells[0]["methods"])
+    names = ["BP-Adam", "PC-Adam"]
     groups = list(dict.fromkeys(c["parametrisation"] for c in cells))
     with report.figure(path, rows=len(names), columns=len(groups)) as panels:
         for row, name in zip(panels, names, strict=True):
