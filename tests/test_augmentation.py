@@ -174,3 +174,22 @@ def test_what_is_no_augmentation_is_refused():
     prepare = training.normalised(training.classification(3), [0.0] * 2, [1.0] * 2)
     with pytest.raises(ValueError, match="2 means for inputs of shape"):
         prepare(jnp.asarray(IMAGES), jnp.zeros(6, jnp.int32))
+
+
+def test_every_augmentation_has_a_key_of_its_own():
+    drawn = []
+
+    def draw(key, images):
+        drawn.append(np.asarray(jax.random.key_data(key)))
+        return images
+
+    key = jax.random.key(0)
+    prepare = training.augmented(training.classification(6), draw, draw)
+    prepare(jnp.asarray(IMAGES), jnp.arange(6), key=key)
+    assert not np.array_equal(*drawn)
+    # Nor are they those that shuffle, which `jax.random.permutation` splits.
+    steps = 4
+    shuffling = jax.random.split(jax.random.fold_in(key, 2), steps)
+    preparing = training.batch_keys(key, 2, steps)
+    both = jax.random.key_data(jnp.concatenate([shuffling, preparing]))
+    assert len(np.unique(both, axis=0)) == 2 * steps

@@ -912,3 +912,24 @@ def test_double_precision_is_not_lost_in_silence(tmp_path):
         template = jax.ShapeDtypeStruct((3,), np.float64)
         with pytest.raises(ValueError, match="float64 only with jax_enable_x64"):
             checkpoints.restore(template)
+
+
+def test_a_step_that_is_damaged_twice_makes_way_twice(tmp_path):
+    _save(tmp_path, (1, 2))
+    for _ in range(2):
+        _flip(tmp_path / "2" / "digests.json", 0, 1)
+        with Checkpoints(tmp_path) as checkpoints:
+            with pytest.warns(CheckpointWarning):
+                assert checkpoints.restore(_state(0)).step == 1
+            checkpoints.save(2, _state(2), {})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(_state(0)).step == 2
+
+
+def test_the_lock_names_its_own_process_alone(tmp_path):
+    (tmp_path / ".lock").write_text("9" * 18)  # of a process that is gone
+    with (
+        Checkpoints(tmp_path),
+        pytest.raises(CheckpointError, match=rf"process {os.getpid()} is using it"),
+    ):
+        Checkpoints(tmp_path)

@@ -514,3 +514,19 @@ def test_an_infinity_that_an_optimizer_starts_with_is_no_failure(rule):
     bad = (*state[:-1], state[-1]._replace(best_value=jnp.array(jnp.nan)))
     found = _diagnose(rule, params, inputs, targets, **options, opt_state=bad)
     assert found.leaves == ("[1].best_value",)
+
+
+@pytest.mark.parametrize("rule", ["BP", "SeqIL"])
+def test_the_loss_that_an_optimizer_is_given_is_that_of_training(rule):
+    params, inputs, targets = _problem()
+    losses = pcjax.softmax.loss(NETWORK.apply(params, inputs), targets)
+
+    def update_fn(updates, state, params=None, *, value, **extra):
+        bad = jnp.isclose(value, losses.mean(), rtol=1e-5)
+        scale = jnp.where(bad, jnp.inf, 1.0)
+        return jax.tree.map(lambda u: scale * jnp.ones_like(u), updates), state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update_fn)
+    found = _diagnose(rule, params, inputs, targets, **OPTIONS, tx=tx, opt_state=())
+    assert found.quantity == "update"
+    assert found.layers == (0, 1, 2)

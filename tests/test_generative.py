@@ -586,3 +586,43 @@ def test_what_moves_everything_refuses_a_method_that_holds():
     moved = rest.state.activities[1] - start
     assert (moved[:, :2] == 0).all()
     assert (moved[:, 2:] != 0).all()
+
+
+def test_products_of_a_decoder_have_the_dtype_that_is_asked():
+    rough = pcjax.decoder([4, 6], product_dtype=jnp.bfloat16)
+    params = rough.init(jax.random.key(0), EMPTY)
+    latents = jax.random.normal(jax.random.key(1), (3, 4))
+    found = rough.layers[1].apply(params[1], latents)
+    same = pcjax.dense(6, linear, product_dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(found, same.apply(params[1], latents))
+    assert np.abs(found - pcjax.dense(6, linear).apply(params[1], latents)).max() > 1e-4
+
+
+def test_images_that_are_free_have_no_output():
+    network = pcjax.free_output(
+        pcjax.Network((pcjax.prior((4, 4, 2)), pcjax.conv(3, (3, 3), (1, 1))))
+    )
+    params = network.init(jax.random.key(0), EMPTY)
+    assert network.apply(params, EMPTY).shape == EMPTY.shape
+    method = pcjax.simultaneous(2, 0.1)
+    found = pcjax.infer(network, method, params, EMPTY, EMPTY)
+    assert found.state.activities[2].shape == (len(TARGETS), 2, 2, 3)
+
+
+def test_rows_of_images_are_missing_together():
+    """With two axes an observation is a whole image of several in an example."""
+    rng = np.random.default_rng(0)
+    logits, targets = (jnp.asarray(rng.normal(size=(2, 3, 4, 2))) for _ in range(2))
+    known = targets.at[0, 1, 2, 0].set(jnp.nan)  # one pixel takes its image along
+    output = pcjax.masked(axes=2)
+    half = 0.5 * np.sum((np.asarray(targets - logits)) ** 2, axis=(2, 3))
+    half[0, 1] = 0
+    np.testing.assert_allclose(output.loss(logits, known), half.sum(1), rtol=1e-6)
+    error = np.array(targets - logits)
+    error[0, 1] = 0
+    np.testing.assert_allclose(output.error(logits, known), error, rtol=1e-6)
+
+
+def test_there_is_no_input_of_the_dtype_that_is_asked():
+    assert pcjax.no_inputs(2, jnp.bfloat16).dtype == jnp.bfloat16
+    assert pcjax.no_inputs(2).dtype == jnp.float32

@@ -112,3 +112,24 @@ def test_backprop_has_the_cosine_one_and_no_inference():
     np.testing.assert_allclose(found.residual, 1)
     assert not found.settled.any()
     np.testing.assert_allclose(found.energy[0], 0, atol=1e-20)
+
+
+def test_measures_are_of_the_energy_that_is_trained():
+    case = problems.dense_case((6, 7, 4), dtype=jnp.float64)
+    weights = {"output": pcjax.softmax, "gamma": (2.0, 0.7), "decay": 0.3}
+    options = {**weights, "clamp": pcjax.soft_clamp(0.5)}
+    grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(2, 0.1), **options)
+    few = pcjax.error_based(1, pcjax.barzilai_borwein())
+    measure = make_measures(case.network, grad_fn, reference=few, **options)
+    found = jax.jit(measure)(*case[1:])
+    for have, method in (
+        (found.error_curvature, pcjax.error_based(1, 0.0)),
+        (found.activity_curvature, pcjax.simultaneous(1, 0.0)),
+    ):
+        want = pcjax.largest_curvature(case.network, method, *case[1:], **options)
+        np.testing.assert_allclose(have, want, rtol=1e-9)
+    (_, info), _ = grad_fn(*case[1:])
+    layers = pcjax.energy.free_energy_per_layer(
+        *case[:2], info.state.activities, **weights
+    )
+    np.testing.assert_allclose(found.energy, layers.mean(1), rtol=1e-9)

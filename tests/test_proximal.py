@@ -621,3 +621,12 @@ def test_a_relative_residual_of_nothing_is_absolute():
         found = solver(lambda x: x**2 / 2, jnp.array(0.0), 1.0)
         assert found.converged
         assert found.update == found.residual == 0
+
+
+def test_what_is_no_update_of_the_same_parameters_is_not_compared():
+    """As many entries, but others."""
+    one, other = {"w": jnp.ones((2, 3))}, {"w": jnp.ones((3, 2))}
+    with pytest.raises(ValueError, match="compare: the update has shapes"):
+        compare(one, other)
+    with pytest.raises(ValueError, match="compare: the update has shapes"):
+        compare({"v": jnp.ones((2, 3))}, one)

@@ -7,8 +7,11 @@ import pytest
 
 import pcjax
 from benchmarks import hlo
+from pcjax.inference.bb import BBState
 from pcjax.inference.curvature import largest_curvature
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.inference.kinks import at_kinks
+from pcjax.inference.newton_cg import Local, go_on
 from pcjax.inference.slopes import inner
 from pcjax.networks import linear
 from tests import problems, test_error_based, test_graphs
@@ -286,3 +289,93 @@ def test_bad_rules_are_refused():
         largest_curvature(
             case.network, pcjax.error_based(1, 0.1), *case[1:], num_products=0
         )
+
+
+def test_curvature_is_that_of_weights_and_clamp(x64):
+    """The Jacobian of the slopes that inference itself descends."""
+    case = problems.dense_case((3, 4, 2), **F64)
+    options = {
+        "output": pcjax.softmax,
+        "clamp": pcjax.soft_clamp(0.5),
+        "gamma": (2.0, 0.7),
+        "decay": 0.3,
+    }
+    batch = case.params, case.inputs[:1], case.targets[:1]
+
+    def slopes(h):
+        state = pcjax.infer(
+            case.network,
+            pcjax.simultaneous(1, 1.0),
+            *batch,
+            hidden=(h[None],),
+            **options,
+        ).state
+        return h - state.activities[1][0]
+
+    start = pcjax.feedforward(case.network, *batch[:2])[0][0]
+    exact = np.linalg.eigvalsh(jax.jit(jax.jacfwd(slopes))(start))[-1]
+    found = largest_curvature(
+        case.network, pcjax.simultaneous(1, 0.1), *batch, num_products=4, **options
+    )
+    np.testing.assert_allclose(found, [exact], rtol=1e-8)
+
+
+def test_steps_where_the_curvature_is_not_positive():
+    rule = pcjax.barzilai_borwein(smallest=0.01, largest=1.0)
+    slopes = (jnp.array([[0.3, 0.4]] * 4),)
+    product = (jnp.array([[-3.0, -4.0], [0.0, 0.0], [0.03, 0.04], [600.0, 800.0]]),)
+    # ||g|| / ||Hg||, g.g / g.Hg, and what the bounds leave of it.
+    np.testing.assert_allclose(rule.first(slopes, product), [0.1, 0.5, 1.0, 0.01])
+    step = jnp.full(4, 0.4)
+    moves = (jnp.array([[1.0], [1.0], [1.0], [0.0]]),)
+    old = (jnp.array([[0.0], [0.0], [3.0], [0.0]]),)
+    now = (jnp.array([[4.0], [-4.0], [3.0], [2.0]]),)
+    # <dv, dg> / <dg, dg>; half the last where that is negative; where nothing has
+    # moved, or nothing has changed, the last.
+    found = rule.next(BBState(moves, old, step), now)
+    np.testing.assert_allclose(found, [0.25, 0.2, 0.4, 0.4])
+
+
+def test_newton_leaves_what_is_no_minimum_and_counts_its_passes(x64):
+    """`x^2/2 - y^2/2 + y^4/4` has minima at y = 1 and -1; there H is diag(1, 2)."""
+
+    def energy(v):
+        return v[0] ** 2 / 2 - v[1] ** 2 / 2 + v[1] ** 4 / 4
+
+    def linearised(errors):
+        slope = jax.vmap(jax.grad(energy))
+        found, times = jax.linearize(slope, errors[0])
+        return (found,), lambda direction: (times(direction[0]),)
+
+    local = Local(
+        lambda errors: jax.vmap(energy)(errors[0]),
+        lambda errors: linearised(errors)[0],
+        linearised,
+        lambda errors: jnp.linalg.norm(linearised(errors)[0][0], axis=1) < 1e-9,
+    )
+    start = jnp.array([[0.0, 0.1], [0.1, -0.2], [0.0, 1.0]])
+    active = ~local.arrived((start,))
+    (found,), passes = go_on(pcjax.newton_cg(30), local, (start,), active)
+    np.testing.assert_allclose(found, [[0, 1], [0, -1], [0, 1]], atol=1e-8)
+    assert passes[2] == 0
+    # One step: the gradients before and in it, a product, which is two, and one more
+    # gradient where it leads.
+    _, passes = go_on(pcjax.newton_cg(1), local, (start,), active)
+    np.testing.assert_array_equal(passes, [5, 5, 0])
+
+
+def test_a_step_that_gains_nothing_is_at_a_kink_if_little_was_promised():
+    """`|v| + rest`, where a step of 1 from 1/2 promises 1/2 and gains nothing."""
+
+    def kinks(rest):
+        local = Local(
+            lambda errors: jnp.abs(errors[0][:, 0]) + rest,
+            lambda errors: tuple(map(jnp.sign, errors)),
+            lambda errors: (tuple(map(jnp.sign, errors)), lambda direction: direction),
+            None,
+        )
+        return at_kinks(local, (jnp.full((1, 1), 0.5),))
+
+    assert kinks(100.0)
+    assert not kinks(1.0)  # a third of the energy: not at rest, kink or none
+    assert not kinks(1e6)  # below the rounding of the energy nothing can be told

@@ -101,3 +101,22 @@ def test_one_device_is_a_mesh_of_one():
         epoch = pair.training.make_epoch(pair.UPDATE, prepare, pair.BATCH_SIZE)
         results.append(jax.jit(epoch)(*arguments)[0].params)
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_what_is_placed_on_one_device_may_be_donated():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    state = {"w": jax.numpy.arange(8.0)}
+    placed = sharding.place_state(mesh, state)
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(placed)
+    assert placed["w"].is_deleted()
+    np.testing.assert_array_equal(state["w"], np.arange(8.0))
+
+
+def test_a_layer_of_just_as_many_features_is_split():
+    split = sharding.split_features(16)
+    assert [tuple(split(shape)) for shape in ((3, 15), (3, 16), (16,), ())] == [
+        (),
+        (None, "model"),
+        ("model",),
+        (),
+    ]

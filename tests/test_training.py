@@ -472,3 +472,13 @@ def test_data_of_numpy_are_data_compiled_or_not(data):
     want = jax.jit(epoch)(_state(tx), data)[0].params
     _assert_trees_close(epoch(_state(tx), numpy)[0].params, want, rtol=1e-5, atol=1e-7)
     _assert_trees_close(evaluate(want, numpy), evaluate(want, data), rtol=1e-6)
+
+
+def test_targets_of_generation_are_scaled_to_what_is_asked():
+    images = jnp.array([[[0, 51]], [[255, 102]]], jnp.uint8)
+    prepare = training.generation(low=-1.0, high=3.0, dtype=jnp.bfloat16)
+    inputs, targets = prepare(images, jnp.zeros(2, jnp.int32))
+    assert inputs.shape == (2, 0)
+    assert inputs.dtype == targets.dtype == jnp.bfloat16
+    want = np.array([[-1, -0.2], [3, 0.6]], np.float32).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(targets, want)

@@ -201,3 +201,31 @@ def test_images_too_small_for_filters_and_padding_are_refused():
     layer = pcjax.conv(3, (5, 5), padding=(1, 1))
     with pytest.raises(ValueError, match="do not fit"):
         layer.init(jax.random.key(0), jnp.ones((1, 2, 3, 1)))
+
+
+def test_a_vgg_ends_its_convolutions_in_the_pool_that_is_given():
+    def values(pool):
+        network = pcjax.vgg(5, 3, width=2, pool=pool)
+        images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+        params = network.init(jax.random.key(0), images)
+        return network, params, images
+
+    network, params, images = values(pcjax.average_pool())
+    plain = pcjax.conv(2, (3, 3), (1, 1), activation=jax.nn.gelu, padding=(1, 1))
+    want = by_windows(np.asarray(plain.apply(params[0], images)), (2, 2), np.mean)
+    found = network.layers[0].apply(params[0], images)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_layer_of_a_vgg_has_the_options_of_the_others():
+    zeros = jax.nn.initializers.zeros
+    images = jnp.ones((1, 16, 16, 3))
+    params = pcjax.vgg(5, 3, width=2, kernel_init=zeros).init(jax.random.key(0), images)
+    assert all(not np.any(theta["kernel"]) for theta in params)
+    rough = pcjax.vgg(5, 3, width=2, product_dtype=jnp.bfloat16)
+    params = rough.init(jax.random.key(0), images)
+    features = jax.random.normal(jax.random.key(1), (2, 8))
+    last = params[-1]
+    found = rough.layers[-1].apply(last, features)
+    exact = pcjax.dense(3).apply(last, features)
+    assert 1e-4 < np.abs(found - exact).max() < 0.1
