@@ -13,6 +13,7 @@ import pytest
 import pcjax
 from pcjax import training
 from pcjax.inference.equilibrium import infer_to_equilibrium
+from pcjax.training import evaluation
 from tests import problems
 
 F64 = {"dtype": jnp.float64}
@@ -211,6 +212,60 @@ def test_modules_of_half_precision_with_targets_of_float32(dtype, strict):
             np.testing.assert_allclose(
                 np.asarray(have, np.float32), true, atol=0.05, err_msg=name
             )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_training_needs_no_implicit_promotion(dtype):
+    """Optimizers, the guard, what makes inputs, and what measures."""
+    network = pcjax.mlp([4, 3, 2], jnp.tanh)
+    images, labels = np.arange(48, dtype=np.uint8).reshape(12, 4), np.arange(12) % 2
+    data = training.device_data(images, labels, 2)
+    prepare = training.classification(2, dtype=dtype)
+    grad_fn = pcjax.value_and_grad(
+        network, pcjax.sequential(1, 0.1), output=pcjax.softmax
+    )
+    for tx in (
+        pcjax.mq(1e-3),
+        pcjax.mq(1e-3, start=pcjax.first_gradient),
+        pcjax.finite.guard(optax.sgd(0.1)),
+    ):
+        found = []
+        for promotion in ("strict", "standard"):
+            with jax.numpy_dtype_promotion(promotion):
+                example = prepare(*data)[0][:1]
+                state = training.init_state(network, tx, jax.random.key(0), example)
+                update = training.make_update(grad_fn, tx)
+                epoch = jax.jit(training.make_epoch(update, prepare, 4))
+                found.append(epoch(state, data)[0].params)
+        problems.assert_trees_close(*found)
+        assert all(x.dtype == dtype for x in jax.tree.leaves(found))
+    with jax.numpy_dtype_promotion("strict"):
+        for measure in (
+            evaluation.classification_measures(pcjax.softmax),
+            evaluation.reconstruction_measures(pcjax.identity),
+        ):
+            evaluate = evaluation.make_evaluation(network, prepare, measure, 6)
+            assert np.isfinite(jax.tree.leaves(evaluate(found[0], data))).all()
+
+
+@pytest.mark.parametrize("size", [1e-4, 300.0])
+def test_rest_in_half_precision_is_judged_in_single(size):
+    """Squares of errors that float16 rounds to 0 or takes for infinite."""
+    network = pcjax.mlp([6, 8, 8, 4], jnp.tanh)
+    rng = np.random.default_rng(0)
+    x = jnp.zeros((4, 6))
+    params = network.init(jax.random.key(0), x)
+    params = tuple(theta | {"bias": 0 * theta["bias"]} for theta in params)
+    y = jnp.asarray(size * rng.normal(size=(4, 4)), jnp.float32)  # all else is 0
+    method = pcjax.simultaneous(60, 0.1)
+    narrow = jax.tree.map(lambda v: v.astype(jnp.float16), (params, x, y))
+    found, want = (
+        infer_to_equilibrium(network, method, *arrays, tolerance=0.2)
+        for arrays in (narrow, (params, x, y))
+    )
+    np.testing.assert_array_equal(found.converged, want.converged)
+    np.testing.assert_allclose(found.residual, want.residual, atol=0.05)
+    np.testing.assert_allclose(found.num_steps, want.num_steps, atol=3)
 
 
 def test_nets_of_float32_with_targets_of_float64(x64):

@@ -630,3 +630,12 @@ def test_what_is_no_update_of_the_same_parameters_is_not_compared():
         compare(one, other)
     with pytest.raises(ValueError, match="compare: the update has shapes"):
         compare({"v": jnp.ones((2, 3))}, one)
+
+
+@pytest.mark.parametrize("size", [1e-4, 100.0])
+def test_updates_in_half_precision_are_compared_in_single(size):
+    """Of squares that float16 rounds to 0 or takes for infinite."""
+    one = {"w": jnp.full(100, size, jnp.float16)}
+    twice = {"w": 2 * one["w"]}
+    found = compare(one, twice)
+    np.testing.assert_allclose(found, (1.0, 0.5), rtol=1e-3)

@@ -11,7 +11,7 @@ from pcjax.inference.kernel import advance, begin, moves_errors
 from pcjax.inference.kinks import at_kinks
 from pcjax.inference.newton_cg import Local, go_on
 from pcjax.inference.origin import Origin, View
-from pcjax.inference.slopes import activity_slopes, error_slopes
+from pcjax.inference.slopes import activity_slopes, error_slopes, inner
 from pcjax.inference.state import InferenceState, state_energy
 
 
@@ -137,9 +137,8 @@ def slopes_of(view: View) -> tuple[jax.Array, ...]:
 
 
 def norm_of(slopes: Sequence[jax.Array]) -> jax.Array:
-    """`||dF/dh||` of each example, [B]."""
-    squares = [jnp.sum(slope**2, axis=range(1, slope.ndim)) for slope in slopes]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
+    """`||dF/dh||` of each example, [B], in float32 at least."""
+    return jnp.sqrt(inner(slopes, slopes))
 
 
 def _column(values: jax.Array, like: jax.Array) -> jax.Array:

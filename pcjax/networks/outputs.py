@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from pcjax.checks import check_non_negative, check_single
+from pcjax.numerics.widths import widest
 
 # (targets, outputs, activity) -> h_L; outputs = sigma(p_L), activity = h_{L-1}. If it
 # has such arguments, also `t`, the iteration, and `first`, the feed-forward outputs.
@@ -62,10 +63,8 @@ def widened(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     Losses and energies of half-precision networks are sums that would overflow or
     round.
     """
-    # Not by `jnp.promote_types`, which refuses in strict promotion.
-    dtypes = (jnp.dtype(jnp.float32), *(array.dtype for array in arrays))
-    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
-    return tuple(array.astype(widest) for array in arrays)
+    dtype = widest(*(array.dtype for array in arrays))
+    return tuple(array.astype(dtype) for array in arrays)
 
 
 def _sum_features(values: jax.Array) -> jax.Array:

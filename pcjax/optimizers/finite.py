@@ -14,6 +14,7 @@ import optax
 from pcjax.checks import check_parts
 from pcjax.numerics.devices import varying_as
 from pcjax.numerics.reductions import on_one_cpu, sum_magnitudes
+from pcjax.numerics.widths import widest
 
 OnNonFinite = Literal["stop", "skip"]
 
@@ -120,7 +121,9 @@ def guard(
         first = jnp.where(fails_first, step, state.first_refused)
         take = finite if on_nonfinite == "skip" else first < 0
         return take, state._replace(
-            count=state.count + take, refused=state.refused + ~take, first_refused=first
+            count=state.count + take.astype(jnp.int32),
+            refused=state.refused + (~take).astype(jnp.int32),
+            first_refused=first,
         )
 
     def update_fn(updates, state, params=None, **extra):
@@ -201,7 +204,7 @@ def raise_if_refused(opt_state: Any, found: Any = None) -> None:
 
 def fits(gradient: Any) -> jax.Array:
     """Whether an array is finite and its square is."""
-    dtype = jnp.promote_types(jnp.result_type(gradient), jnp.float32)
+    dtype = widest(jnp.result_type(gradient))
     return sum_magnitudes(gradient, dtype) <= np.sqrt(jnp.finfo(dtype).max)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from pcjax.numerics.devices import varying_as
+from pcjax.numerics.widths import widest
 from pcjax.optimizers.grouping import Group, GroupFn, StackedFn, group, mean_magnitudes
 from pcjax.optimizers.hyper import (
     KeepsNumbers,
@@ -169,7 +170,7 @@ def scale_by_mq(
     def init_fn(params: optax.Params) -> ScaleByMQState:
         layers = group(params, group_fn, stacked)
         types = (jnp.result_type(leaf) for leaf in layers.leaves)
-        dtype = jnp.result_type(jnp.float32, *types)
+        dtype = widest(*types)
         count = jnp.zeros([], jnp.int32)
         if not layers.groups:  # nothing to train, or optax asks what is per parameter
             return ScaleByMQState(count, jnp.zeros(0, dtype))
@@ -308,5 +309,6 @@ def _scale(
             leaf = leaves[member]
             ones = (1,) * (jnp.ndim(leaf) - 1)
             shape = () if layer.size is None else (count, *ones)
-            scaled[member] = (own.reshape(shape) * leaf).astype(jnp.result_type(leaf))
+            wide = own.reshape(shape) * jnp.asarray(leaf).astype(own.dtype)
+            scaled[member] = wide.astype(jnp.result_type(leaf))
     return scaled

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from pcjax.checks import check_non_negative
 from pcjax.networks.network import Network, Params, check_batch
-from pcjax.networks.outputs import Output, identity
+from pcjax.networks.outputs import Output, identity, widened
 from pcjax.numerics.devices import varying_as
 
 LossFn = Callable[[Any], jax.Array]
@@ -257,8 +257,10 @@ def compare(update: Any, reference: Any) -> Comparison:
       ValueError: if the trees differ in structure or shapes.
     """
     _check_like("compare", reference, update)
-    a, _ = ravel_pytree(update)
-    b, _ = ravel_pytree(reference)
+    a, b = (
+        jnp.concatenate([widened(x)[0].ravel() for x in jax.tree.leaves(tree)])
+        for tree in (update, reference)
+    )
     norm = jnp.linalg.norm(b)
     cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a) * norm)
     return Comparison(cosine, jnp.linalg.norm(a - b) / norm)

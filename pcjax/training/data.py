@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcjax.checks import check_count
+from pcjax.numerics.widths import widest
 
 
 class Data(NamedTuple):
@@ -115,7 +116,7 @@ def reconstruction(
 
 def _scale(images, low, high, dtype):
     """Rounds to a narrow `dtype` once, at the end, so that `high` is met."""
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = widest(dtype)
     return (images.astype(wide) * ((high - low) / 255) + low).astype(dtype)
 
 

@@ -18,6 +18,7 @@ import optax
 from pcjax.checks import check_parts, is_int
 from pcjax.learning.gradients import GradFn, Update
 from pcjax.networks.network import Network, Params
+from pcjax.numerics.widths import widest
 from pcjax.optimizers.finite import descend
 from pcjax.training.data import Data, Prepare, rows, takes_key
 
@@ -220,7 +221,7 @@ def widened(values: jax.Array) -> jax.Array:
     """Floats as float32 at least, to be added up; all else as it is."""
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return values
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return values.astype(widest(values.dtype))
 
 
 def mean(values: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from pcjax.checks import check_count
 from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import Output
+from pcjax.numerics.widths import widest
 from pcjax.training.data import Data, Prepare, rows
 from pcjax.training.epoch import widened
 
@@ -70,7 +71,7 @@ def reconstruction_measures(output: Output) -> Measure:
 
 def _loss(output, logits, targets):
     """The loss [B] in float32 at least, as its sum over many outputs needs."""
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    dtype = widest(logits.dtype)
     return output.loss(logits.astype(dtype), targets.astype(dtype))
 
 
