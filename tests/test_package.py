@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.inputs.test_bad_inputs import FAULTS
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -160,3 +162,4 @@ def test_every_module_has_tests_that_are_to_notice_its_mutants():
     for module in modules:
         for path in guards["tests_of"](module):
             assert (ROOT / path.partition("::")[0]).is_file(), path
+            assert "[" not in path or path.split("[")[1][:-1] in FAULTS, path
