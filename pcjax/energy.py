@@ -221,20 +221,18 @@ def _weighted_loss(weight, output, logits, targets) -> jax.Array:
     """`weight * loss`, [B]; with a weight per feature each is a loss of its own."""
     if jnp.ndim(weight) < 2:
         return scaled(weight, losses_of(output, logits, targets))
-    alone = (x.reshape(-1, 1) for x in (logits, targets))
-    losses = weigh(weight, output.loss(*alone).reshape(logits.shape))
-    return jnp.sum(losses, axis=range(1, losses.ndim))
+    losses = output.loss(logits.reshape(-1, 1), targets.reshape(-1, 1))
+    parts = weigh(weight, losses.reshape(logits.shape))
+    return jnp.sum(parts, axis=range(1, logits.ndim))
 
 
 def check_output_weight(function: str, weight: Any, output: Output) -> None:
     """Refuses a weight per feature of a loss that is no sum over features."""
-    if jnp.ndim(weight) > 1 and (
-        output == softmax or getattr(output.loss, "axes", None)
-    ):
+    classes = output == softmax or getattr(output.loss, "axes", None)
+    if classes and jnp.ndim(weight) > 1:
         raise ValueError(
             f"{function}: gamma of the output holds a weight per feature, of shape "
-            f"{jnp.shape(weight)}, but the loss of softmax is no sum over features; "
-            "expected a number or [B]."
+            f"{jnp.shape(weight)}; of softmax expected a number or [B]."
         )
 
 
