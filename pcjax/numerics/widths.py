@@ -12,4 +12,4 @@ def widest(*dtypes: Any) -> jnp.dtype:
     refuses in strict promotion.
     """
     floats = [d for d in map(jnp.dtype, dtypes) if jnp.issubdtype(d, jnp.floating)]
-    return max(jnp.dtype(jnp.float32), *floats, key=lambda d: jnp.finfo(d).bits)
+    return max([jnp.dtype(jnp.float32), *floats], key=lambda d: jnp.finfo(d).bits)
