@@ -232,7 +232,7 @@ def check_output_weight(function: str, weight: Any, output: Output) -> None:
     if classes and jnp.ndim(weight) > 1:
         raise ValueError(
             f"{function}: gamma of the output holds a weight per feature, of shape "
-            f"{jnp.shape(weight)}; of softmax expected a number or [B]."
+            f"{jnp.shape(weight)}; the loss is no sum over them: expected [] or [B]."
         )
 
 

@@ -70,7 +70,7 @@ def go_on(
 ) -> tuple[Arrays, jax.Array]:
     """Newton steps of the active examples, `(errors, passes [B])`.
 
-    A gradient counts as one pass, a Hessian-vector product as two and an energy of the
+    A gradient counts as one pass, a Hessian-vector product as two and a trial of the
     line search as one.
     """
     first = inner(*2 * (local.linearised(errors)[0],))

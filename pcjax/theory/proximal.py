@@ -258,7 +258,7 @@ def compare(update: Any, reference: Any) -> Comparison:
     """
     _check_like("compare", reference, update)
     a, b = (
-        jnp.concatenate([widened(x)[0].ravel() for x in jax.tree.leaves(tree)])
+        ravel_pytree(jax.tree.map(lambda x: widened(x)[0], tree))[0]
         for tree in (update, reference)
     )
     norm = jnp.linalg.norm(b)
