@@ -46,6 +46,28 @@ def test_forward_update_of_one_sequential_step_is_a_power_of_the_step(output):
     assert_multiples(grads, exact, [step ** (LAST - n) for n in range(1, LAST + 1)])
 
 
+def test_moves_below_the_rounding_of_activities_are_learned_from():
+    """The lower layers of a deep net move by 1e-12 of their activities."""
+    rng = np.random.default_rng(0)
+    sizes = [8] * 13
+    network = pcjax.mlp(sizes, jnp.tanh)
+    params = tuple(
+        {
+            "kernel": jnp.asarray(rng.normal(size=(8, 8)) / np.sqrt(8), jnp.float32),
+            "bias": jnp.zeros(8, jnp.float32),
+        }
+        for _ in sizes[1:]
+    )
+    batch = tuple(jnp.asarray(rng.normal(size=(4, 8)), jnp.float32) for _ in range(2))
+    rule = jax.jit(pcjax.forward_update(network, pcjax.sequential(1, 0.1)))
+    _, grads = rule(params, *batch)
+    bp = jax.jit(pcjax.backprop.value_and_grad(network))
+    _, exact = bp(*jax.tree.map(lambda x: x.astype(jnp.float64), (params, *batch)))
+    factors = [0.1 ** (12 - n) for n in range(1, 13)]
+    wide = jax.tree.map(lambda x: x.astype(jnp.float64), grads)
+    assert_multiples(wide, exact, factors, rtol=1e-4)
+
+
 def test_forward_update_takes_the_gammas():
     gammas = [0.5, 2.0, 1.5, 0.8]
     step, case = 0.05, problems.dense_case(SIZES, dtype=jnp.float64)

@@ -88,12 +88,14 @@ class View(NamedTuple):
       gradient: `(l, errors) -> dF/dh_l` [B, ...], l = 1..L-1, if the errors were
         `(e_1, ..., e_L)`; None if it is known to be zero.
       pulls: of every layer, what pulls a cotangent of its prediction back.
+      shifts: of the hidden activities, exact where they are below their rounding.
     """
 
     state: InferenceState
     gammas: Sequence[jax.Array | float]
     gradient: Gradient
     pulls: Sequence[Pull]
+    shifts: tuple[jax.Array, ...]
 
 
 class Origin:
@@ -200,7 +202,7 @@ class Origin:
         )
         check_output_weight(problem.function, gammas[-1], problem.output)
         gradient = Gradient(problem.network, state, gammas, decays, pulls, front)
-        return View(state, gammas, gradient, pulls)
+        return View(state, gammas, gradient, pulls, tuple(shifts))
 
     def _move(self, index, shifts, front, params, of_params, of_shifts):
         """`(prediction, its change or None, pull)` of a layer."""

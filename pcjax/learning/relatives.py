@@ -149,9 +149,7 @@ def _decay(rate, activities, errors, t):
 
 def _moves(made: Run) -> tuple:
     """`d_l` of the hidden activities, and the feed-forward error of the output."""
-    hidden = made.inference.state.activities[1:-1]
-    shifts = tuple(map(jnp.subtract, hidden, made.origin.start))
-    return (*shifts, made.inference.initial.errors[-1])
+    return (*made.final.shifts, made.inference.initial.errors[-1])
 
 
 def _errors(state: InferenceState) -> tuple:
