@@ -48,7 +48,7 @@ class Measures(NamedTuple):
         compares with where the passes led.
       passes: int32 [B], what the equilibrium took.
       error_curvature: [B], the largest in the coordinates of the errors, at the
-        feed-forward activities; steps are stable below 2 over it.
+        feed-forward activities.
       activity_curvature: [B], the same in those of the activities.
       energy: [L], the mean energy of each layer where inference ends.
     """
@@ -62,6 +62,16 @@ class Measures(NamedTuple):
     error_curvature: jax.Array
     activity_curvature: jax.Array
     energy: jax.Array
+
+    @property
+    def stable_error_step(self) -> jax.Array:
+        """[B], below which steps of `error_based` are stable, `2 / curvature`."""
+        return 2 / self.error_curvature
+
+    @property
+    def stable_activity_step(self) -> jax.Array:
+        """[B], below which steps of `simultaneous` are stable."""
+        return 2 / self.activity_curvature
 
 
 # (params, inputs, targets) -> Measures
