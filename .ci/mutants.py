@@ -222,7 +222,9 @@ def warm(cache: Path) -> None:
 
 
 def killed(outcome: Outcome) -> bool:
-    """Whether a test failed, or the tests did not get as far as that."""
+    """Whether a test failed, or what it imports, or the process crashed."""
+    if outcome.code in (3, 4):  # pytest's own, or the import of conftest.py
+        return "/pcjax/" in outcome.output
     return outcome.code not in (0, 5, -9)  # 5: no test was there to run
 
 
