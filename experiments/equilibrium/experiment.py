@@ -7,13 +7,13 @@ python -m experiments.equilibrium --preset cpu --data-dir DIR
 A pass is one sweep forward and one back, an iteration of any method. The error is that
 of the worst layer's weight gradient beside the equilibrium's, to which steps without a
 rate and then Newton-CG go. Networks are random ones, and ones trained on the images
-by Adam.
+by Adam; Newton-CG stands beside the methods with the passes of its products.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,23 @@ METHODS: dict[str, Callable[[int], pcjax.Method]] = {
     "sequential, step 0.1": lambda steps: pcjax.sequential(steps, STEP),
 }
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+KINDS = {"plain": pcjax.mlp, "residual": pcjax.residual_mlp}
+
+
+class Net(NamedTuple):
+    """A net whose equilibria are found.
+
+    Attributes:
+      activation: the name of one.
+      hidden: how many layers.
+      trained: by Adam, or random.
+      kind: "plain", "residual" or "conv".
+    """
+
+    activation: str
+    hidden: int
+    trained: bool
+    kind: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -52,28 +69,32 @@ class Size:
     """How much is measured.
 
     Attributes:
-      nets: (activation, hidden layers, trained) each.
-      width: of hidden layers.
+      nets: what the equilibria are of.
+      width: of hidden layers; an eighth as many channels of convolutions.
       passes: the most of any method.
       batch: images whose equilibria are found.
       updates: steps of Adam of a trained net.
+      newton: after how many of its steps Newton-CG is looked at.
     """
 
-    nets: tuple[tuple[str, int, bool], ...]
+    nets: tuple[Net, ...]
     width: int = 64
     passes: int = 1000
     batch: int = 32
     updates: int = 400
+    newton: tuple[int, ...] = (1, 2, 4, 8)
 
 
 _CPU = (
-    ("tanh", 4, False),
-    ("tanh", 10, False),
-    ("tanh", 30, False),
-    ("tanh", 3, True),
-    ("tanh", 9, True),
-    ("relu", 3, True),
-    ("relu", 9, True),
+    Net("tanh", 4, False),
+    Net("tanh", 10, False),
+    Net("tanh", 30, False),
+    Net("tanh", 3, True),
+    Net("tanh", 9, True),
+    Net("relu", 3, True),
+    Net("relu", 9, True),
+    Net("tanh", 9, True, "residual"),
+    Net("tanh", 3, True, "conv"),
 )
 
 
@@ -121,14 +142,17 @@ def paths(
 ) -> dict[str, Any]:
     """The equilibrium of a batch, and how every method comes near it."""
     output = pcjax.softmax
-    own_fn = pcjax.at_equilibrium.value_and_grad(
-        network,
-        pcjax.error_based(size.passes, BB),
-        output=output,
-        tolerance=3e-6,  # about what float32 reaches
-        fallback=pcjax.newton_cg(10),
-    )
-    (_, info), exact = jax.jit(own_fn)(params, *batch)
+
+    def rest_fn(passes, steps):
+        return pcjax.at_equilibrium.value_and_grad(
+            network,
+            pcjax.error_based(passes, BB),
+            output=output,
+            tolerance=3e-6,  # about what float32 reaches
+            fallback=pcjax.newton_cg(steps),
+        )
+
+    (_, info), exact = jax.jit(rest_fn(size.passes, 10))(params, *batch)
     bp_fn = pcjax.backprop.value_and_grad(network, output=output)
     like = likeness(exact, jax.jit(bp_fn)(params, *batch)[1])
     rest = info.equilibrium
@@ -147,7 +171,13 @@ def paths(
         )(params, *batch).trace
         for name, make in METHODS.items()
     }
+
+    def newton(steps):
+        (_, info), grads = jax.jit(rest_fn(1, steps))(params, *batch)
+        return jnp.mean(info.equilibrium.passes), worst(grads, exact)
+
     return {
+        "newton": [newton(steps) for steps in size.newton],
         "passes": rest.passes,
         "residual": rest.residual,
         "converged": rest.converged,
@@ -161,10 +191,22 @@ def paths(
     }
 
 
-def title(net: tuple[str, int, bool]) -> str:
+def title(net: Net) -> str:
     """`tanh, 4 hidden layers, random`."""
-    activation, hidden, trained = net
-    return f"{activation}, {hidden} hidden layers, {'trained' if trained else 'random'}"
+    kind = "" if net.kind == "plain" else f"{net.kind}, "
+    how = "trained" if net.trained else "random"
+    return f"{kind}{net.activation}, {net.hidden} hidden layers, {how}"
+
+
+def make_network(net: Net, size: Size, pixels: int, classes: int) -> pcjax.Network:
+    """The net of the layers it says."""
+    activation = ACTIVATIONS[net.activation]
+    if net.kind != "conv":
+        sizes = [pixels, *[size.width] * net.hidden, classes]
+        return KINDS[net.kind](sizes, activation)
+    channels = max(2, size.width // 8)
+    conv = pcjax.conv(channels, (3, 3), (1, 1), activation=activation)
+    return pcjax.Network((*[conv] * net.hidden, pcjax.dense(classes)))
 
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
@@ -178,19 +220,22 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         data = training.device_data(
             split.images[:10_000], split.labels[:10_000], classes
         )
-        inputs, targets = prepare(*data)
-        return inputs.reshape(len(inputs), -1), targets
+        return prepare(*data)
 
     train_data, test_data = put(images.train), put(images.test)
-    batch = tuple(x[: size.batch] for x in test_data)
 
     def of_net(net):
-        activation, hidden, trained = net
-        sizes = [batch[0].shape[1], *[size.width] * hidden, classes]
-        network = pcjax.mlp(sizes, ACTIVATIONS[activation])
+        def shaped(data):
+            inputs, targets = data
+            flat = inputs.reshape(len(inputs), -1)
+            return inputs if net.kind == "conv" else flat, targets
+
+        batch = tuple(x[: size.batch] for x in shaped(test_data))
+        network = make_network(net, size, batch[0][0].size, classes)
         key = jax.random.key(config.seed)
-        if trained:
-            params = jax.jit(partial(train, network, size=size))(key, data=train_data)
+        if net.trained:
+            learn = jax.jit(partial(train, network, size=size))
+            params = learn(key, data=shaped(train_data))
         else:
             params = scaled(jax.jit(network.init)(key, batch[0]))
         return paths(network, params, batch, size)
@@ -234,15 +279,20 @@ EXPERIMENT = Experiment(
     title="Passes to the equilibrium",
     sizes={
         "smoke": Size(
-            (("tanh", 2, False), ("relu", 2, True)),
+            (Net("tanh", 2, False), Net("relu", 2, True)),
             width=16,
             passes=100,
             batch=8,
             updates=20,
+            newton=(1, 4),
         ),
         "cpu": Size(_CPU),
         "paper": Size(
-            (*_CPU, ("tanh", 30, True)), width=512, passes=5000, batch=128, updates=4000
+            (*_CPU, Net("tanh", 30, True)),
+            width=512,
+            passes=5000,
+            batch=128,
+            updates=4000,
         ),
     },
     measure=measure,
