@@ -38,17 +38,20 @@ class Cell:
       parametrisation: "standard" or "muPC".
       depth: L, its weight layers.
       width: of hidden layers.
+      batch: images of a step; by default those of the data set's settings.
     """
 
     kind: str
     parametrisation: str
     depth: int
     width: int
+    batch: int | None = None
 
     @property
     def name(self) -> str:
-        """`residual-muPC-64x32`."""
-        return f"{self.kind}-{self.parametrisation}-{self.depth}x{self.width}"
+        """`residual-muPC-64x32`, with a batch of 16 `residual-muPC-64x32-by-16`."""
+        by = "" if self.batch is None else f"-by-{self.batch}"
+        return f"{self.kind}-{self.parametrisation}-{self.depth}x{self.width}{by}"
 
 
 PARAMETRISATIONS = {
@@ -157,5 +160,8 @@ def compared(settings: Settings) -> dict[str, pcjax.Method]:
 def sized(settings: Settings, cell: Cell) -> Settings:
     """The settings of a cell: a full clamp, so that the equilibrium is PC's own."""
     return dataclasses.replace(
-        settings, hidden=(cell.width,) * (cell.depth - 1), clamp=0.0
+        settings,
+        hidden=(cell.width,) * (cell.depth - 1),
+        clamp=0.0,
+        batch_size=cell.batch or settings.batch_size,
     )

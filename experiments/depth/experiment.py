@@ -55,6 +55,7 @@ class Size:
     Attributes:
       cells: the nets of the map.
       transfer: nets of which BP-Adam and PC-Adam are trained at all rates only.
+      batches: the same of steps of few and of many images.
       epochs: passes over the training images.
       seeds: networks of a cell, method and rate.
       train_images: None takes all.
@@ -65,6 +66,7 @@ class Size:
 
     cells: tuple[Cell, ...]
     transfer: tuple[Cell, ...] = ()
+    batches: tuple[Cell, ...] = ()
     epochs: int = 10
     seeds: int = 1
     train_images: int | None = None
@@ -93,9 +95,9 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     images = config.load()
     found = adapted(settings("mlp", config.dataset_name), config)
     keys = jax.random.split(jax.random.key(config.seed), size.seeds)
-    results: dict[str, Any] = {"cells": {}, "transfer": {}}
-    for group, cells in (("cells", size.cells), ("transfer", size.transfer)):
-        for cell in cells:
+    results: dict[str, Any] = {"cells": {}, "transfer": {}, "batches": {}}
+    for group in results:
+        for cell in getattr(size, group):
             if group == "cells" and cell.depth not in (config.depths or (cell.depth,)):
                 continue
             own = sized(found, cell)
@@ -104,8 +106,8 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             )
             network = _network(cell, images)
             names = config.methods or size.methods
-            if group == "transfer":
-                names = ("BP-Adam", "PC-Adam")
+            if group != "cells":
+                names = shown.FEW
             chosen = [m for m in methods(cell) if m.name in names or not names]
             train = partial(
                 _train, run, size, task._replace(network=network), own, keys
@@ -263,6 +265,10 @@ def _map(width: int, residual: tuple[int, ...], plain: tuple[int, ...], conv: in
     )
 
 
+def _batches(batches: tuple[int, ...], depth: int, width: int) -> tuple[Cell, ...]:
+    return tuple(Cell("residual", "standard", depth, width, batch) for batch in batches)
+
+
 def _widths(widths: tuple[int, ...], depth: int) -> tuple[Cell, ...]:
     return tuple(
         Cell("residual", parametrisation, depth, width)
@@ -286,11 +292,13 @@ EXPERIMENT = Experiment(
         "cpu": Size(
             _map(32, (4, 16, 64), (4, 16), 4),
             _widths((16, 128), 4),
+            _batches((1, 16, 256, 1024), 4, 32),
             train_images=2000,
         ),
         "paper": Size(
             _map(512, (2, 4, 8, 16, 32, 64, 128), (2, 4, 8, 16, 32, 64, 128), 12),
             _widths((64, 256, 1024), 8),
+            _batches((1, 16, 256, 1024), 8, 512),
             epochs=50,
             seeds=3,
         ),

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.common import report
 from experiments.depth.cells import STYLES
+from experiments.depth.shown import FEW
 
 RULES = {
     "equilibrium": {"color": "#882255", "marker": "*"},
@@ -30,6 +31,8 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             c for c in cells if c["kind"] == "residual" and "PC-Adam" in c["methods"]
         ]
         _transfer([*results["transfer"].values(), *own], folder / "transfer.png")
+    if results.get("batches"):
+        _batches(list(results["batches"].values()), folder / "batches.png")
 
 
 def _accuracy(cells: Any, groups: Any, path: Path) -> None:
@@ -108,12 +111,26 @@ def _curvature(cells: Any, groups: Any, path: Path) -> None:
         report.legend_beside(panels[0, 1], fontsize=8)
 
 
+def _batches(cells: Any, path: Path) -> None:
+    """Test accuracy at the best rate against the images of a step."""
+    with report.figure(path) as panels:
+        panel = panels[0, 0]
+        sizes = [c["batch"] for c in cells]
+        for name in FEW:
+            test = [100 * np.mean(c["methods"][name]["choice"]["test"]) for c in cells]
+            style = {**report.STYLES.get(name, STYLES.get(name, {})), "marker": "o"}
+            panel.plot(sizes, test, label=name, **style)
+        panel.set(xscale="log", xlabel="images of a step", ylabel="test accuracy (%)")
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.set_xticks([], minor=True)
+        panel.legend(frameon=False)
+
+
 def _transfer(cells: Any, path: Path) -> None:
     """The training loss at every rate, a line for every width and depth."""
-    names = ["BP-Adam", "PC-Adam"]
     groups = list(dict.fromkeys(c["parametrisation"] for c in cells))
-    with report.figure(path, rows=len(names), columns=len(groups)) as panels:
-        for row, name in zip(panels, names, strict=True):
+    with report.figure(path, rows=len(FEW), columns=len(groups)) as panels:
+        for row, name in zip(panels, FEW, strict=True):
             for panel, group in zip(row, groups, strict=True):
                 for cell in cells:
                     if cell["parametrisation"] == group:

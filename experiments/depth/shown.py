@@ -7,6 +7,8 @@ import numpy as np
 from experiments.common import report
 from experiments.common.harness import Claim
 
+FEW = ("BP-Adam", "PC-Adam")  # what is trained of widths and batches
+
 
 def claims(results: dict[str, Any]) -> list[Claim]:
     """Accuracies of a cell, and what its gradients are."""
@@ -49,6 +51,12 @@ def claims(results: dict[str, Any]) -> list[Claim]:
                 f"equilibrium reached by {seen['settled']:.0%}",
             )
         )
+    for name, cell in results.get("batches", {}).items():
+        for method, found in cell["methods"].items():
+            test = report.mean_std(found["choice"]["test"], 100)
+            rate = found["rates"][found["choice"]["point"]]
+            what = f"{name}, {method}: test accuracy, %"
+            rows.append(Claim(what, "-", f"{test} (rate {rate:.2g})"))
     return rows
 
 
