@@ -28,6 +28,7 @@ from tests.reference.both_sides import (
     settings,
     to_library,
 )
+from tests.tiers import thorough
 
 RTOL = 1e-10
 RATE = 0.3  # step size of the weights
@@ -68,6 +69,26 @@ def covering_configs():
 
 
 CONFIGS = covering_configs()
+
+
+def met(config):
+    """Choices with the method, and how far errors come before inference ends."""
+    alone = {(config.method, *choice) for choice in enumerate(config)}
+    if config.method == "simultaneous" and config.decay == "zero":
+        alone.add(config.num_steps)
+    return alone
+
+
+def few(configs):
+    """As few in which every choice meets both methods, found greedily."""
+    found, missing = [], set().union(*map(met, configs))
+    while missing:
+        found.append(max(configs, key=lambda config: len(met(config) & missing)))
+        missing -= met(found[-1])
+    return found
+
+
+QUICK = few(CONFIGS)
 
 
 def config_name(config):
@@ -176,7 +197,11 @@ def check_training_iteration(config, dtype, rtol):
     assert_trees_close(grads, gradient, rtol)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=config_name)
+@pytest.mark.parametrize(
+    "config",
+    [*QUICK, *thorough(c for c in CONFIGS if c not in QUICK)],
+    ids=config_name,
+)
 def test_training_iteration(x64, config):
     check_training_iteration(config, np.float64, RTOL)
 
@@ -184,10 +209,14 @@ def test_training_iteration(x64, config):
 @pytest.mark.parametrize(
     "config",
     [
-        Config("dense", "identity", "sequential", "full", "one", "zero"),
-        Config("conv", "sigmoid", "simultaneous", "full", "number", "hidden"),
         Config("residual", "identity", "sequential", "soft", "state", "state"),
         Config("relu", "softmax", "simultaneous", "own", "all_example", "example"),
+        *thorough(
+            [
+                Config("dense", "identity", "sequential", "full", "one", "zero"),
+                Config("conv", "sigmoid", "simultaneous", "full", "number", "hidden"),
+            ]
+        ),
     ],
     ids=config_name,
 )
@@ -200,7 +229,7 @@ DEEP = Config("deep", "identity", "simultaneous", "full", "hidden_example", "zer
 DEEP = DEEP._replace(step_size="large")
 
 
-@pytest.mark.parametrize("num_steps", [5, 6, 8, 9, 11])
+@pytest.mark.parametrize("num_steps", [9, *thorough([5, 6, 8, 11])])
 def test_error_passes_a_deep_network(x64, num_steps):
     config = DEEP._replace(num_steps=num_steps)
     check_training_iteration(config, np.float64, RTOL)
@@ -247,14 +276,26 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    ("net", "name", "num_steps"),
-    [
+MOVED = [
+    ("dense", "schedule", 4, "simultaneous"),
+    ("dense", "momentum", 4, "sequential"),
+    ("dense", "adam", 4, "simultaneous"),
+    ("dense", "clipped", 4, "sequential"),
+]
+ALL_MOVED = [
+    (*run, method)
+    for run in [
         *(("dense", name, 4) for name in OPTIMIZERS),
         ("conv", "adam", 4),
         ("deep", "adam", 11),
-    ],
+    ]
+    for method in METHODS
+]
+
+
+@pytest.mark.parametrize(
+    ("net", "name", "num_steps", "method"),
+    [*MOVED, *thorough(run for run in ALL_MOVED if run not in MOVED)],
 )
 def test_activities_moved_by_an_optimizer(x64, net, name, num_steps, method):
     problem = cases.make_problem(net, "softmax", BATCH)
@@ -283,9 +324,13 @@ def test_activities_moved_by_an_optimizer(x64, net, name, num_steps, method):
         assert_trees_close(state, jax.tree.map(np.asarray, recorded), RTOL)
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("net", "learning_clamp"), [("conv", "full"), ("dense", "own")]
+    ("net", "learning_clamp", "method"),
+    [
+        ("conv", "full", "sequential"),
+        ("dense", "own", "simultaneous"),
+        *thorough([("conv", "full", "simultaneous"), ("dense", "own", "sequential")]),
+    ],
 )
 def test_learning_clamp(x64, net, learning_clamp, method):
     """The last layer's gradient uses another output activity; the others do not."""
@@ -326,8 +371,11 @@ INCREMENTAL = [
 @pytest.mark.parametrize(
     "config",
     [
-        *(c._replace(num_steps=t) for c in INCREMENTAL for t in (1, 2, 4)),
-        DEEP._replace(num_steps=7, step_size="constant"),
+        *(c._replace(num_steps=4) for c in INCREMENTAL),
+        INCREMENTAL[0]._replace(num_steps=1),
+        *thorough(c._replace(num_steps=2) for c in INCREMENTAL),
+        *thorough(c._replace(num_steps=1) for c in INCREMENTAL[1:]),
+        *thorough([DEEP._replace(num_steps=7, step_size="constant")]),
     ],
     ids=config_name,
 )
@@ -364,8 +412,14 @@ def test_incremental(x64, config):
     assert_close(energy, energies.mean(), RTOL)
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("net", NETS)
+ENERGIES = [
+    *(("dense", "softmax"), ("relu", "sigmoid")),
+    *(("conv", "identity"), ("residual", "softmax")),
+]
+OTHERS = [pair for pair in itertools.product(NETS, OUTPUTS) if pair not in ENERGIES]
+
+
+@pytest.mark.parametrize(("net", "output"), [*ENERGIES, *thorough(OTHERS)])
 def test_free_energy_and_its_gradients(x64, net, output):
     """At activities with errors everywhere; `jax.grad` and `local_gradients` agree."""
     problem = cases.make_problem(net, output, BATCH)
@@ -463,7 +517,8 @@ LEARNING_RATES = {
 
 
 @pytest.mark.parametrize(
-    ("rate", "net"), [("number", "dense"), ("schedule", "conv"), ("layers", "dense")]
+    ("rate", "net"),
+    [("schedule", "conv"), ("layers", "dense"), *thorough([("number", "dense")])],
 )
 def test_training_with_mq(x64, rate, net):
     """Training iterations up to where `rho` takes over from the running mean's."""

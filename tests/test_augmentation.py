@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import pcjax
@@ -56,20 +55,26 @@ def test_without_a_key_evaluation_sees_what_is_there():
 def test_the_key_reaches_a_prepare_inside():
     inner = training.augmented(training.classification(3), training.random_flip)
     outer = training.augmented(inner, training.padded_crop(1))
-    images, labels, key = jnp.asarray(IMAGES), jnp.arange(6) % 3, jax.random.key(3)
-    found, _ = outer(images, labels, key=key)
-    first, last = jax.random.split(key)
-    want, _ = inner(training.padded_crop(1)(first, images), labels, key=last)
+    labels = np.arange(6) % 3
+
+    @jax.jit
+    def both(images, key):
+        first, last = jax.random.split(key)
+        cropped = training.padded_crop(1)(first, images)
+        want, _ = inner(cropped, labels, key=last)
+        still = [prepare(images, labels)[0] for prepare in (outer, inner)]
+        return outer(images, labels, key=key)[0], want, still
+
+    found, want, still = both(IMAGES, jax.random.key(3))
     np.testing.assert_array_equal(found, want)
-    still, _ = outer(images, labels)
-    np.testing.assert_array_equal(still, inner(images, labels)[0])
+    np.testing.assert_array_equal(*still)
 
 
 def test_channels_are_normalised_after_scaling(x64):
     prepare = training.classification(3, low=-1.0, dtype=jnp.float64)
     mean, deviation = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
-    both = training.normalised(prepare, mean, deviation)
-    inputs, targets = both(jnp.asarray(IMAGES), jnp.arange(6) % 3)
+    both = jax.jit(training.normalised(prepare, mean, deviation))
+    inputs, targets = both(IMAGES, np.arange(6) % 3)
     want = (IMAGES * (2 / 255) - 1 - np.array(mean)) / np.array(deviation)
     np.testing.assert_allclose(inputs, want, rtol=1e-12, atol=1e-14)
     np.testing.assert_array_equal(targets, np.eye(3)[np.arange(6) % 3])
@@ -98,22 +103,31 @@ def start(key):
     return training.TrainState(params, jnp.zeros((), jnp.int32), key, jnp.int32(0))
 
 
-def test_the_same_key_and_epoch_give_the_same_bits_and_others_do_not():
-    epoch = recorder()
+def two_epochs(run, state):
+    """What each of two epochs saw, the first from the start."""
     data = training.device_data(IMAGES, np.arange(6), 6)
+    first, _ = run(state, data)
+    second, _ = run(first._replace(opt_state=state.opt_state), data)
+    return jax.tree.map(np.asarray, (first.params, second.params))
 
-    def two_epochs(state):
-        first, _ = epoch(state, data)
-        second, _ = epoch(first._replace(opt_state=state.opt_state), data)
-        return first.params, second.params
 
+@pytest.mark.exhaustive
+def test_seeds_side_by_side_see_what_they_see_alone():
     keys = jax.random.split(jax.random.key(5), 2)
-    run = jax.jit(jax.vmap(two_epochs))
+    run = jax.jit(jax.vmap(recorder(), in_axes=(0, None)))
     states = jax.vmap(start)(keys)
-    found = jax.tree.map(np.asarray, run(states))
-    problems.assert_trees_close(found, jax.tree.map(np.asarray, run(states)), 0, 0)
-    alone = jax.jit(two_epochs)(start(keys[1]))
+    found = two_epochs(run, states)
+    problems.assert_trees_close(found, two_epochs(run, states), 0, 0)
+    alone = two_epochs(jax.jit(recorder()), start(keys[1]))
     problems.assert_trees_close(jax.tree.map(lambda x: x[1], found), alone, 0, 0)
+
+
+def test_the_same_key_and_epoch_give_the_same_bits_and_others_do_not():
+    run = jax.jit(recorder())
+    states = [start(key) for key in jax.random.split(jax.random.key(5), 2)]
+    rows = [two_epochs(run, state) for state in states]
+    problems.assert_trees_close(rows[1], two_epochs(run, states[1]), 0, 0)
+    found = jax.tree.map(lambda *x: np.stack(x), *rows)
     differ = []
     for seed, (seen, labels) in ((s, p) for s in range(2) for p in found):
         order = labels[seed].argmax(-1).ravel()
@@ -142,18 +156,18 @@ def test_evaluation_and_training_without_augmentation_get_no_key():
     def prepare(images, labels):
         return training.classification(6)(images, labels)
 
-    network = pcjax.mlp([60, 6])
+    def update(params, opt_state, inputs, targets):
+        info = pcjax.Info(*(jnp.zeros(1) for _ in range(4)))
+        return params, opt_state, (jnp.sum(inputs), info)
+
+    case = problems.dense_case((60, 6))
     data = training.device_data(IMAGES, np.arange(6), 6)
-    grad_fn = pcjax.backprop.value_and_grad(network, output=pcjax.softmax)
-    update = training.make_update(grad_fn, optax.sgd(0.1))
-    state = training.init_state(
-        network, optax.sgd(0.1), jax.random.key(0), jnp.zeros((1, 60))
-    )
+    state = training.TrainState(case.params, (), jax.random.key(0), jnp.int32(0))
     jax.jit(training.make_epoch(update, prepare, 2))(state, data)
     both = training.augmented(prepare, training.random_flip)
     measure = pcjax.evaluation.classification_measures(pcjax.softmax)
     found = [
-        pcjax.evaluation.make_evaluation(network, p, measure)(state.params, data)
+        pcjax.evaluation.make_evaluation(case.network, p, measure)(state.params, data)
         for p in (prepare, both)
     ]
     problems.assert_trees_close(*found)

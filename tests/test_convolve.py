@@ -39,11 +39,16 @@ def test_convolution_and_its_gradients(x64, function, shape):
     rng = np.random.default_rng(0)
     inputs, kernel = rng.normal(size=image), rng.normal(size=filters)
     expected = by_sums(inputs, kernel, strides)
-    outputs, pull = jax.vjp(lambda x, k: function(x, k, strides), inputs, kernel)
+    errors = rng.normal(size=expected.shape)
+
+    @jax.jit
+    def both(inputs, kernel, errors):
+        outputs, pull = jax.vjp(lambda x, k: function(x, k, strides), inputs, kernel)
+        return outputs, pull(errors)
+
+    outputs, (to_inputs, to_kernel) = both(inputs, kernel, errors)
     np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-12)
     # The map is linear in each argument: <e, C(x', k)> = <C^T e, x'> for any x'.
-    errors = rng.normal(size=expected.shape)
-    to_inputs, to_kernel = pull(jnp.asarray(errors))
     other, another = rng.normal(size=image), rng.normal(size=filters)
     np.testing.assert_allclose(
         np.sum(to_inputs * other), np.sum(errors * by_sums(other, kernel, strides))

@@ -1,7 +1,8 @@
 """Public functions in every place: with NumPy arrays un-jitted, and under transforms.
 
-Each is called once as it stands with arrays of NumPy, and traced in one program under
-`jit`, `remat`, `scan`, `vmap` and `shard_map`; the results must agree.
+Each is called with arrays of NumPy, and traced in one program under `jit`, `remat`,
+`scan`, `vmap` and `shard_map`, one around the other; the results must agree. So must
+those of each place alone with those of a call as it stands, which takes longer.
 """
 
 import inspect
@@ -35,6 +36,7 @@ from pcjax.inference import equilibrium
 from pcjax.optimizers import first_gradient
 from tests import problems
 from tests.test_docs import _public
+from tests.tiers import thorough
 
 NETWORK = pcjax.mlp([3, 4, 2], jnp.tanh)
 LINEAR = pcjax.mlp([3, 4, 2], activation=pcjax.networks.linear)
@@ -351,6 +353,17 @@ def test_every_public_function_is_called_here():
     assert not missing, "call them in one of the functions above"
 
 
+def on_a_mesh(call, function):
+    """`function`, which is `call` in some place, on a mesh of one device."""
+    return problems.shard_map(
+        function,
+        mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("seeds",)),
+        in_specs=P("seeds"),
+        out_specs=P("seeds"),
+        check_vma=call is not implicit_step,  # optax's line search fails it
+    )
+
+
 def places(call, arrays) -> Iterator[tuple[str, Any]]:
     """The results of `call` in every place, a leading axis of 1 taken off."""
     stacked = jax.tree.map(lambda x: x[None], arrays)
@@ -361,37 +374,59 @@ def places(call, arrays) -> Iterator[tuple[str, Any]]:
         found = call(*jax.tree.map(lambda x: x[0], stacked))
         return jax.tree.map(lambda x: jnp.asarray(x)[None], found)
 
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("seeds",))
-    spec = P("seeds")
-    mapped = problems.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=spec,
-        out_specs=spec,
-        check_vma=call is not implicit_step,  # optax's line search fails it
-    )
     for name, found in (
         ("vmap", jax.vmap(call)(*stacked)),
         ("scan", jax.lax.scan(lambda _, xs: (None, call(*xs)), None, stacked)[1]),
-        ("shard_map", mapped(*stacked)),
+        ("shard_map", on_a_mesh(call, on_device)(*stacked)),
     ):
         yield name, jax.tree.map(lambda x: x[0], found)
 
 
+def all_in_one(call, arrays):
+    """The results of `call` in all places at once, two leading axes of 1 taken off."""
+    stacked = jax.tree.map(lambda x: x[None, None], arrays)
+    mapped = jax.vmap(jax.checkpoint(call))
+
+    def scanned(*stacked):
+        return jax.lax.scan(lambda _, xs: (None, mapped(*xs)), None, stacked)[1]
+
+    found = on_a_mesh(call, scanned)(*stacked)
+    return jax.tree.map(lambda x: x[0, 0], found)
+
+
+def assert_agree(name, place, found, plain):
+    assert jax.tree.structure(found) == jax.tree.structure(plain), place
+    for have, want in zip(*map(jax.tree.leaves, (found, plain)), strict=True):
+        np.testing.assert_allclose(
+            have, want, rtol=2e-4, atol=1e-5, err_msg=f"{name} under {place}"
+        )
+
+
 @pytest.mark.parametrize("name", CALLS)
+def test_public_functions_agree_in_all_places_at_once(name):
+    call, arrays = CALLS[name], tuple(CASE[1:])
+    numpy = jax.tree.map(np.asarray, arrays)
+
+    @jax.jit
+    def both(*arrays):
+        return all_in_one(call, arrays), call(*numpy)
+
+    assert_agree(name, "all of them", *both(*arrays))
+
+
+QUICK = ("gradients",)
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *thorough(n for n in CALLS if n not in QUICK)]
+)
 def test_public_functions_agree_in_every_place(name):
-    call = CALLS[name]
-    arrays = tuple(CASE[1:])
+    call, arrays = CALLS[name], tuple(CASE[1:])
     plain = call(*jax.tree.map(np.asarray, arrays))
 
     def everywhere(*arrays):
         found = dict(places(call, arrays))
         return {key: found[key] for key in COMPILED if name not in LONG}
 
-    compiled = jax.jit(everywhere)(*arrays)
-    for place, found in compiled.items():
-        assert jax.tree.structure(found) == jax.tree.structure(plain), place
-        for have, want in zip(*map(jax.tree.leaves, (found, plain)), strict=True):
-            np.testing.assert_allclose(
-                have, want, rtol=2e-4, atol=1e-5, err_msg=f"{name} under {place}"
-            )
+    for place, found in jax.jit(everywhere)(*arrays).items():
+        assert_agree(name, place, found, plain)

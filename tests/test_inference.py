@@ -1,5 +1,6 @@
 """Inference against gradients of the free energy, closed forms and optax."""
 
+import functools
 import math
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import pcjax
 from tests import problems
+from tests.tiers import thorough
 
 F64 = {"dtype": jnp.float64}
 
@@ -17,6 +19,46 @@ F64 = {"dtype": jnp.float64}
 def constant(eps):
     """A move by a fixed step size."""
     return lambda layer, slope, h: -eps * slope
+
+
+@functools.cache
+def dense():
+    """A dense network in double precision, for tests that share its programs."""
+    return problems.dense_case(**F64)
+
+
+@functools.cache
+def _oracle(network, kind, output, clamp, weights):
+    """The hidden activities at the start, and an iteration, as compiled programs."""
+
+    @jax.jit
+    def start(params, inputs, targets):
+        del targets
+        return pcjax.feedforward(network, params, inputs)[:-1]
+
+    @jax.jit
+    def iterate(arrays, hidden, eps):
+        case = problems.Case(network, *arrays)
+        activities = problems.clamped(case, hidden, output, clamp)
+        options = dict(weights)
+        return activities, problems.iterate(
+            case, kind, hidden, constant(eps), output, clamp, **options
+        )
+
+    return start, iterate
+
+
+def descend(
+    case, kind, step_sizes, output=pcjax.softmax, clamp=pcjax.full_clamp, **weights
+):
+    """The activities before the first iteration, and after every one."""
+    given = output, clamp, tuple(weights.items())
+    start, iterate = _oracle(case.network, kind, *given)
+    hidden, found = start(*case[1:]), []
+    for eps in (*step_sizes, 0.0):
+        activities, hidden = iterate(case[1:], hidden, eps)
+        found.append(activities)
+    return found
 
 
 def infer(case, method, **kwargs):
@@ -45,8 +87,14 @@ def pull_to_activity(targets, outputs, activity):
     return targets + 0.3 * outputs * jnp.mean(activity, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("kind", problems.METHODS)
-@pytest.mark.parametrize("name", ["tanh", "linen"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tanh", "simultaneous"),
+        ("linen", "sequential"),
+        *thorough([("tanh", "sequential"), ("linen", "simultaneous")]),
+    ],
+)
 def test_iterations_follow_the_gradient_of_the_free_energy(x64, kind, name):
     case = problems.network_case(name, **F64)
     options = {"output": pcjax.softmax, "clamp": pcjax.soft_clamp(0.3)}
@@ -56,26 +104,24 @@ def test_iterations_follow_the_gradient_of_the_free_energy(x64, kind, name):
         # Its output activities are no distributions, as softmax needs.
         options |= {"clamp": pull_to_activity, "output": pcjax.identity}
     inference = infer(case, problems.METHODS[kind](3, 0.1), **options)
-    expected = problems.descend(case, kind, [constant(0.1)] * 3, **options)
+    start, *_, expected = descend(case, kind, [0.1] * 3, **options)
     problems.assert_trees_close(inference.state.activities, expected)
-    start = problems.descend(case, kind, [], **options)
     problems.assert_trees_close(inference.initial.activities, start)
 
 
 @pytest.mark.parametrize("kind", problems.METHODS)
 def test_a_schedule_gives_the_step_size_of_every_iteration(x64, kind):
-    case = problems.dense_case(**F64)
+    case = dense()
     method = problems.METHODS[kind](3, lambda t: 0.2 / (1 + t))
-    moves = [constant(0.2), constant(0.1), constant(0.2 / 3)]
     problems.assert_trees_close(
         infer(case, method, output=pcjax.softmax).state.activities,
-        problems.descend(case, kind, moves),
+        descend(case, kind, [0.2, 0.1, 0.2 / 3])[-1],
     )
 
 
 @pytest.mark.parametrize("kind", problems.METHODS)
 def test_step_size_gamma_and_decay_may_be_traced(x64, kind):
-    case = problems.dense_case(**F64)
+    case = dense()
 
     def final(step_size, gamma, decay):
         return pcjax.infer(
@@ -89,19 +135,22 @@ def test_step_size_gamma_and_decay_may_be_traced(x64, kind):
 
     values = jnp.array([[0.1, 0.5, 0.0], [0.3, 2.0, 0.4]])
     mapped = jax.jit(jax.vmap(final))(*values.T)
-    for row, (step_size, gamma, decay) in enumerate(values.tolist()):
-        problems.assert_trees_close(
-            jax.tree.map(lambda x, row=row: x[row], mapped),
-            problems.descend(
-                case,
-                kind,
-                [constant(step_size)] * 2,
-                output=pcjax.identity,
-                clamp=pcjax.soft_clamp(gamma),
-                gamma=gamma,
-                decay=decay,
-            ),
+
+    @jax.jit
+    def expected(step_size, gamma, decay):
+        return problems.descend(
+            case,
+            kind,
+            [constant(step_size)] * 2,
+            output=pcjax.identity,
+            clamp=pcjax.soft_clamp(gamma),
+            gamma=gamma,
+            decay=decay,
         )
+
+    for row, numbers in enumerate(values.tolist()):
+        found = jax.tree.map(lambda x, row=row: np.asarray(x)[row], mapped)
+        problems.assert_trees_close(found, expected(*numbers))
 
 
 OPTIMIZERS = {
@@ -131,18 +180,26 @@ def _drive(optimizer, batch):
 
 
 @pytest.mark.parametrize("kind", problems.METHODS)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    ["uses_activities", *thorough(n for n in OPTIMIZERS if n != "uses_activities")],
+)
 def test_any_optax_transform_moves_the_activities(x64, kind, name):
     case = problems.dense_case((3, 5, 4, 2), batch=2, **F64)
     method = problems.METHODS[kind](3, optimizer=OPTIMIZERS[name])
-    expected = problems.descend(case, kind, [_drive(OPTIMIZERS[name], 2)] * 3)
+
+    @jax.jit
+    def expected(*arrays):
+        moves = [_drive(OPTIMIZERS[name], 2)] * 3
+        return problems.descend(problems.Case(case.network, *arrays), kind, moves)
+
     activities = infer(case, method, output=pcjax.softmax).state.activities
-    problems.assert_trees_close(activities, expected, rtol=1e-11)
+    problems.assert_trees_close(activities, expected(*case[1:]), rtol=1e-11)
 
 
 @pytest.mark.parametrize("kind", problems.METHODS)
 def test_a_user_written_method_is_driven_like_the_built_in_ones(x64, kind):
-    case = problems.dense_case(**F64)
+    case = dense()
 
     def step(t, state, gradient, count):
         built_in = problems.METHODS[kind](3, 0.1 * count)
@@ -150,27 +207,23 @@ def test_a_user_written_method_is_driven_like_the_built_in_ones(x64, kind):
         return moves, count + 1
 
     method = pcjax.Method(3, lambda hidden: jnp.ones(()), step)
-    moves = [constant(0.1), constant(0.2), constant(0.3)]
     problems.assert_trees_close(
         infer(case, method, output=pcjax.softmax).state.activities,
-        problems.descend(case, kind, moves),
+        descend(case, kind, [0.1, 0.2, 0.3])[-1],
     )
 
 
+@pytest.mark.exhaustive
 def test_deep_networks_may_skip_what_no_error_has_reached(x64):
     sizes = (3, 4, 5, 6, 5, 4, 3, 4, 5, 2)  # eight hidden layers
     case = problems.dense_case(sizes, batch=2, **F64)
-    hidden = pcjax.feedforward(case.network, case.params, case.inputs)[:-1]
-    expected = [hidden]
-    for _ in range(10):
-        hidden = problems.iterate(case, "simultaneous", hidden, constant(0.2))
-        expected.append(hidden)
+    expected = descend(case, "simultaneous", [0.2] * 10, output=pcjax.identity)
     for num_steps in (6, 8, 10):
         method = pcjax.simultaneous(num_steps, 0.2)
         inference = infer(case, method, trace=lambda state: state.activities[1:-1])
         for t in range(num_steps + 1):
-            row = jax.tree.map(lambda x, t=t: x[t], inference.trace)
-            problems.assert_trees_close(row, expected[t])
+            row = jax.tree.map(lambda x, t=t: np.asarray(x)[t], inference.trace)
+            problems.assert_trees_close(row, expected[t][1:-1])
         problems.assert_trees_close(inference.state.activities[1:-1], row)
 
 
@@ -185,7 +238,7 @@ def test_how_far_errors_travel(kind, reached):
     inference = infer(case, method, trace=lambda state: state, **options)
     start = inference.initial.activities[1:-1]
     for t, count in enumerate(reached, start=1):
-        state = jax.tree.map(lambda x, t=t: x[t], inference.trace)
+        state = jax.tree.map(lambda x, t=t: np.asarray(x)[t], inference.trace)
         still = 4 - count
         for error in state.errors[:still]:
             np.testing.assert_array_equal(error, 0)
@@ -201,12 +254,16 @@ def test_how_far_errors_travel(kind, reached):
 @pytest.mark.parametrize(
     ("name", "kind", "num_steps"),
     [
-        ("tanh", "sequential", 1),
         ("tanh", "sequential", 3),
-        ("tanh", "simultaneous", 3),
-        ("tanh", "simultaneous", 5),
-        ("relu", "sequential", 1),
         ("relu", "simultaneous", 3),
+        *thorough(
+            [
+                ("tanh", "sequential", 1),
+                ("tanh", "simultaneous", 3),
+                ("tanh", "simultaneous", 5),
+                ("relu", "sequential", 1),
+            ]
+        ),
     ],
 )
 def test_small_steps_give_the_direction_of_backprop(x64, name, kind, num_steps):
@@ -214,14 +271,15 @@ def test_small_steps_give_the_direction_of_backprop(x64, name, kind, num_steps):
     network, *arrays = case
     _, expected = pcjax.backprop.value_and_grad(network, output=pcjax.softmax)(*arrays)
     angles = []
+
+    @jax.jit
+    def learn(eps, *arrays):
+        method = problems.METHODS[kind](num_steps, eps)
+        options = {"output": pcjax.softmax, "clamp": pcjax.soft_clamp(0.25)}
+        return pcjax.value_and_grad(network, method, **options)(*arrays)[1]
+
     for eps in (1e-2, 1e-3):
-        grad_fn = pcjax.value_and_grad(
-            network,
-            problems.METHODS[kind](num_steps, eps),
-            output=pcjax.softmax,
-            clamp=pcjax.soft_clamp(0.25),
-        )
-        _, grads = jax.jit(grad_fn)(*arrays)
+        grads = learn(eps, *arrays)
         angles.append(
             [problems.angle(g, want) for g, want in zip(grads, expected, strict=True)]
         )
@@ -232,7 +290,7 @@ def test_small_steps_give_the_direction_of_backprop(x64, name, kind, num_steps):
         ):
             ways = math.comb(num_steps + (k - 1 if kind == "sequential" else 0), k)
             scale = 1.25 / (ways * eps**k)
-            scaled = jax.tree.map(lambda g, scale=scale: scale * g, grad)
+            scaled = jax.tree.map(lambda g, scale=scale: scale * np.asarray(g), grad)
             problems.assert_trees_close(scaled, want, rtol=0, atol=30 * eps)
     coarse, fine = np.array(angles)
     assert np.all(fine < 0.03)
@@ -240,7 +298,7 @@ def test_small_steps_give_the_direction_of_backprop(x64, name, kind, num_steps):
 
 
 def test_errors_below_the_rounding_of_the_activities_survive_float32(x64):
-    sizes = (8, *[20] * 11, 4)
+    sizes = (8, *[20] * 8, 4)
     exact = problems.dense_case(sizes, **F64)
     grads = {}
     for dtype in (jnp.float32, jnp.float64):
@@ -252,20 +310,20 @@ def test_errors_below_the_rounding_of_the_activities_survive_float32(x64):
             trace=lambda state: (state.activities[1:-1], state.errors[:-1]),
         )
         (_, info), grads[dtype] = jax.jit(grad_fn)(*arrays)
-    # Ten of eleven hidden errors could not be had by subtracting float32 activities.
+    # Most hidden errors could not be had by subtracting float32 activities.
     activities, errors = info.trace
     sizes = [
-        float(jnp.linalg.norm(e[-1]) / jnp.linalg.norm(h[-1]))
+        np.linalg.norm(e[-1]) / np.linalg.norm(h[-1])
         for h, e in zip(activities, errors, strict=True)
     ]
-    assert sum(size < np.finfo(np.float32).eps for size in sizes) >= 8
+    assert sum(size < np.finfo(np.float32).eps for size in sizes) >= 5
     for rough, want in zip(grads[jnp.float32], grads[jnp.float64], strict=True):
         assert math.cos(problems.angle(rough, want)) > 0.999
 
 
 @pytest.mark.parametrize("kind", problems.METHODS)
 def test_energy_falls_at_every_small_step(x64, kind):
-    case = problems.dense_case(**F64)
+    case = dense()
     energies = infer(
         case,
         problems.METHODS[kind](12, 0.05),
@@ -312,12 +370,21 @@ def _equilibrium(case, gammas, decay, softness):
     return np.stack(solutions)
 
 
-@pytest.mark.parametrize("kind", problems.METHODS)
 @pytest.mark.parametrize(
-    ("gammas", "decay", "softness"), [([1, 1], 0, 0), ([0.5, 2.0], 0.3, 0.4)]
+    ("gammas", "decay", "softness", "kind"),
+    [
+        ([1, 1], 0, 0, "simultaneous"),
+        ([0.5, 2.0], 0.3, 0.4, "sequential"),
+        *thorough(
+            [
+                ([1, 1], 0, 0, "sequential"),
+                ([0.5, 2.0], 0.3, 0.4, "simultaneous"),
+            ]
+        ),
+    ],
 )
 def test_linear_network_converges_to_its_equilibrium(
-    x64, kind, gammas, decay, softness
+    x64, gammas, decay, softness, kind
 ):
     case = problems.dense_case((3, 4, 5, 2), pcjax.networks.linear, **F64)
     state = infer(
@@ -342,37 +409,42 @@ def test_linear_network_converges_to_its_equilibrium(
             )
         )
 
-    assert max(np.abs(slope).max() for slope in jax.grad(energy)(hidden)) < 1e-9
+    assert (
+        max(np.abs(slope).max() for slope in jax.jit(jax.grad(energy))(hidden)) < 1e-9
+    )
 
 
 @pytest.mark.parametrize("kind", problems.METHODS)
 def test_trace_has_the_state_at_the_start_and_after_every_iteration(x64, kind):
-    case = problems.dense_case(**F64)
+    case = dense()
     options = {"output": pcjax.softmax, "clamp": pcjax.soft_clamp(0.1)}
     method = problems.METHODS[kind](4, lambda t: 0.2 / (1 + t))
     inference = infer(case, method, trace=lambda state: state, **options)
-    rows = [jax.tree.map(lambda x, t=t: x[t], inference.trace) for t in range(5)]
+    trace = jax.tree.map(np.asarray, inference.trace)
+    rows = [jax.tree.map(lambda x, t=t: x[t], trace) for t in range(5)]
     assert all(x.shape[0] == 5 for x in jax.tree.leaves(inference.trace))
     problems.assert_trees_close(rows[0], inference.initial)
     problems.assert_trees_close(rows[-1], inference.state)
-    for t, row in enumerate(rows):
-        moves = [constant(0.2 / (1 + s)) for s in range(t)]
-        expected = problems.descend(case, kind, moves, **options)
-        problems.assert_trees_close(row.activities, expected)
-        # Predictions and errors are those of the activities in the same row.
+
+    @jax.jit
+    def observe(params, activities):
         predictions = tuple(
             layer.apply(theta, h)
             for layer, theta, h in zip(
-                case.network.layers, case.params, row.activities, strict=False
+                case.network.layers, params, activities, strict=False
             )
         )
-        problems.assert_trees_close(row.predictions, predictions)
-        problems.assert_trees_close(
-            row.errors,
-            pcjax.prediction_errors(
-                case.network, case.params, row.activities, output=pcjax.softmax
-            ),
+        return predictions, pcjax.prediction_errors(
+            case.network, params, activities, output=pcjax.softmax
         )
+
+    expected = descend(case, kind, [0.2 / (1 + s) for s in range(4)], **options)
+    for row, activities in zip(rows, expected, strict=True):
+        problems.assert_trees_close(row.activities, activities)
+        # Predictions and errors are those of the activities in the same row.
+        predictions, errors = observe(case.params, row.activities)
+        problems.assert_trees_close(row.predictions, predictions)
+        problems.assert_trees_close(row.errors, errors)
 
 
 def test_without_a_trace_nothing_is_recorded():

@@ -1,5 +1,6 @@
 """What users bring: losses, widths of numbers, trees, tokens, and mistakes."""
 
+import functools
 from typing import NamedTuple
 
 import flax.core
@@ -15,6 +16,7 @@ from pcjax import training
 from pcjax.inference.equilibrium import infer_to_equilibrium
 from pcjax.training import evaluation
 from tests import problems
+from tests.tiers import thorough
 
 F64 = {"dtype": jnp.float64}
 
@@ -61,13 +63,19 @@ LOSSES = {
 def case_of_loss(name):
     case = problems.dense_case((6, 7, 8, 4), **F64)
     if name == "masked cross-entropy":
-        targets = case.targets.at[:, 2].set(0)
-        targets = targets / targets.sum(1, keepdims=True)
-        case = case._replace(targets=targets)
+        targets = np.array(case.targets)
+        targets[:, 2] = 0
+        case = case._replace(targets=jnp.asarray(targets / targets.sum(1)[:, None]))
     return case
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hinge", "heteroscedastic", "masked cross-entropy"),
+        *thorough(["Huber", "Poisson"]),
+    ],
+)
 def test_any_loss_is_descended(x64, name):
     case, loss = case_of_loss(name), LOSSES[name]
     output = pcjax.Output(lambda logits: logits, loss)
@@ -77,17 +85,22 @@ def test_any_loss_is_descended(x64, name):
     )
     (energy, info), grads = jax.jit(grad_fn)(*case[1:])
 
+    @jax.jit
+    @jax.value_and_grad
     def mean_loss(params):
         return jnp.mean(loss(case.network.apply(params, case.inputs), case.targets))
 
-    value, want = jax.value_and_grad(mean_loss)(case.params)
+    value, want = mean_loss(case.params)
     np.testing.assert_allclose(info.loss.mean(), value, rtol=1e-12)
     assert np.isfinite(energy)
     assert not info.rising.any()
     # The last layer learns backprop's gradient, the one below it step times that.
     for have, exact, scale in ((grads[2], want[2], 1), (grads[1], want[1], step)):
         problems.assert_trees_close(
-            jax.tree.map(lambda g, s=scale: g / s, have), exact, rtol=1e-5, atol=1e-7
+            jax.tree.map(lambda g, s=scale: np.asarray(g) / s, have),
+            exact,
+            rtol=1e-5,
+            atol=1e-7,
         )
 
 
@@ -95,17 +108,19 @@ def test_any_loss_is_descended(x64, name):
 def test_closed_errors_are_minus_the_gradient_of_the_loss(x64, name):
     output = problems.OUTPUTS[name]
     rng = np.random.default_rng(0)
-    logits, targets = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(2))
-    targets = jax.nn.softmax(targets)
-    derived = output._replace(closed_error=None).error(logits, targets)
-    np.testing.assert_allclose(output.error(logits, targets), derived, atol=1e-12)
+    logits, targets = rng.normal(size=(3, 4)), rng.dirichlet(np.ones(4), 3)
+    closed, derived = (
+        jax.jit(each.error)(logits, targets)
+        for each in (output, output._replace(closed_error=None))
+    )
+    np.testing.assert_allclose(closed, derived, atol=1e-12)
 
 
 def masked_net(classes):
     """Of four classes the last one is masked; of three there is none such."""
 
     def init(key, h):
-        return {"w": jax.random.normal(key, (h.shape[1], 4))[:, :classes]}
+        return {"w": jnp.zeros((h.shape[1], classes))}
 
     def apply(params, h):
         mask = jnp.where(jnp.arange(classes) == 3, -jnp.inf, 0.0)
@@ -114,28 +129,37 @@ def masked_net(classes):
     return pcjax.Network((pcjax.dense(5), pcjax.Layer(init, apply)))
 
 
+@functools.cache
+def masked_case(classes):
+    """The same numbers for four classes, the last one masked, as for three."""
+    case = problems.make(masked_net(4), (6,), batch=8)
+    first, last = case.params
+    params = (first, {"w": jnp.asarray(np.asarray(last["w"])[:, :classes])})
+    labels = np.random.default_rng(0).integers(0, 3, 8)
+    targets = jnp.asarray(np.eye(classes, dtype=np.float32)[labels])
+    return problems.Case(masked_net(classes), params, case.inputs, targets)
+
+
 def test_masked_logits_stay_masked_while_weights_move():
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
-    labels, found, tx = rng.integers(0, 3, 8), [], optax.sgd(0.1)
+    found, tx = [], optax.sgd(0.1)
     for classes in (4, 3):
-        network = masked_net(classes)
-        params = network.init(jax.random.key(0), x)
+        network, params, *batch = masked_case(classes)
         update = pcjax.incremental(
             network, pcjax.sequential(3, 0.1), tx, output=pcjax.softmax
         )
-        y = jax.nn.one_hot(labels, classes)
-        found.append(jax.jit(update)(params, tx.init(params), x, y))
+        found.append(jax.jit(update)(params, tx.init(params), *batch))
     (params, _, (energy, info)), (less, _, (want, other)) = found
     np.testing.assert_allclose(energy, want, rtol=1e-5)
     np.testing.assert_allclose(info.energy, other.energy, rtol=1e-5)
     problems.assert_trees_close(params[0], less[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(params[1]["w"][:, :3], less[1]["w"], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(params[1]["w"])[:, :3], less[1]["w"], rtol=1e-5
+    )
     np.testing.assert_array_equal(info.rising, other.rising)
 
 
 def test_a_loss_that_is_not_one_number_an_example_is_refused():
-    case = problems.dense_case()
+    case = problems.dense_case((6, 4))
     for loss in (lambda p, y: jnp.sum((p - y) ** 2), lambda p, y: (p - y) ** 2):
         output = pcjax.Output(lambda p: p, loss, lambda p, y: y - p)
         for rule in (
@@ -147,18 +171,14 @@ def test_a_loss_that_is_not_one_number_an_example_is_refused():
 
 
 def test_masked_logits_are_as_if_they_were_not_there():
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
-    labels = rng.integers(0, 3, 8)
     for options in ({}, {"clamp": pcjax.soft_clamp(0.1)}):
         found = []
         for classes in (4, 3):
-            network = masked_net(classes)
-            params = network.init(jax.random.key(0), x)
+            network, *arrays = masked_case(classes)
             grad_fn = pcjax.value_and_grad(
                 network, pcjax.sequential(3, 0.1), output=pcjax.softmax, **options
             )
-            found.append(grad_fn(params, x, jax.nn.one_hot(labels, classes)))
+            found.append(grad_fn(*arrays))
         (energy, info), grads = found[0]
         (want, other), expected = found[1]
         np.testing.assert_allclose(energy, want, rtol=1e-5)
@@ -195,17 +215,30 @@ def modules(dtype):
     )
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@functools.cache
+def _in_float32(name):
+    """What a rule gives for modules of float32, on the numbers of `modules`."""
+    case = problems.make(modules(jnp.float32), (6,), batch=8)
+    return jax.jit(every_rule(case.network)[name])(*case[1:])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strict"),
+    [
+        (jnp.bfloat16, True),
+        *thorough(
+            [(jnp.float16, True), (jnp.bfloat16, False), (jnp.float16, False)],
+        ),
+    ],
+)
 def test_modules_of_half_precision_with_targets_of_float32(dtype, strict):
     case = problems.make(modules(dtype), (6,), batch=8)
-    exact = every_rule(modules(jnp.float32))
     promotion = "strict" if strict else "standard"
     for name, rule in every_rule(case.network).items():
         # Modules of flax promote by themselves; we do not rely on it.
         with jax.numpy_dtype_promotion(promotion):
             found = jax.jit(rule)(*case[1:])
-        want = jax.jit(exact[name])(*case[1:])
+        want = _in_float32(name)
         for have, true in zip(
             jax.tree.leaves(found), jax.tree.leaves(want), strict=True
         ):
@@ -214,7 +247,7 @@ def test_modules_of_half_precision_with_targets_of_float32(dtype, strict):
             )
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, *thorough([jnp.float32])])
 def test_training_needs_no_implicit_promotion(dtype):
     """Optimizers, the guard, what makes inputs, and what measures."""
     network = pcjax.mlp([4, 3, 2], jnp.tanh)
@@ -224,40 +257,56 @@ def test_training_needs_no_implicit_promotion(dtype):
     grad_fn = pcjax.value_and_grad(
         network, pcjax.sequential(1, 0.1), output=pcjax.softmax
     )
+    example = jax.eval_shape(prepare, *data)[0]
+    example = jnp.zeros((1, *example.shape[1:]), example.dtype)
+
+    def lowered(tx):
+        state = jax.eval_shape(
+            lambda key: training.init_state(network, tx, key, example),
+            jax.random.key(0),
+        )
+        update = training.make_update(grad_fn, tx)
+        return jax.jit(training.make_epoch(update, prepare, 4)).lower(state, data)
+
     for tx in (
         pcjax.mq(1e-3),
         pcjax.mq(1e-3, start=pcjax.first_gradient),
         pcjax.finite.guard(optax.sgd(0.1)),
     ):
-        found = []
+        programs = []
         for promotion in ("strict", "standard"):
             with jax.numpy_dtype_promotion(promotion):
-                example = prepare(*data)[0][:1]
-                state = training.init_state(network, tx, jax.random.key(0), example)
-                update = training.make_update(grad_fn, tx)
-                epoch = jax.jit(training.make_epoch(update, prepare, 4))
-                found.append(epoch(state, data)[0].params)
-        problems.assert_trees_close(*found)
-        assert all(x.dtype == dtype for x in jax.tree.leaves(found))
+                programs.append(lowered(tx))
+        one, other = (program.as_text() for program in programs)
+        assert one == other
+        trained = programs[0].out_info[0].params
+        assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype(dtype)}
     with jax.numpy_dtype_promotion("strict"):
+        params = network.init(jax.random.key(0), example)
         for measure in (
             evaluation.classification_measures(pcjax.softmax),
             evaluation.reconstruction_measures(pcjax.identity),
         ):
             evaluate = evaluation.make_evaluation(network, prepare, measure, 6)
-            assert np.isfinite(jax.tree.leaves(evaluate(found[0], data))).all()
+            assert np.isfinite(jax.tree.leaves(evaluate(params, data))).all()
+
+
+@functools.cache
+def _of_zeros():
+    """A network without biases, and a method; one program for all tests."""
+    network = pcjax.mlp([6, 8, 8, 4], jnp.tanh)
+    params = network.init(jax.random.key(0), jnp.zeros((4, 6)))
+    params = tuple(theta | {"bias": 0 * theta["bias"]} for theta in params)
+    return network, pcjax.simultaneous(60, 0.1), params
 
 
 @pytest.mark.parametrize("size", [1e-4, 300.0])
 def test_rest_in_half_precision_is_judged_in_single(size):
     """Squares of errors that float16 rounds to 0 or takes for infinite."""
-    network = pcjax.mlp([6, 8, 8, 4], jnp.tanh)
+    network, method, params = _of_zeros()
     rng = np.random.default_rng(0)
     x = jnp.zeros((4, 6))
-    params = network.init(jax.random.key(0), x)
-    params = tuple(theta | {"bias": 0 * theta["bias"]} for theta in params)
     y = jnp.asarray(size * rng.normal(size=(4, 4)), jnp.float32)  # all else is 0
-    method = pcjax.simultaneous(60, 0.1)
     narrow = jax.tree.map(lambda v: v.astype(jnp.float16), (params, x, y))
     found, want = (
         infer_to_equilibrium(network, method, *arrays, tolerance=0.2)
@@ -269,7 +318,7 @@ def test_rest_in_half_precision_is_judged_in_single(size):
 
 
 def test_nets_of_float32_with_targets_of_float64(x64):
-    case = problems.dense_case()
+    case = problems.dense_case((6, 5, 4))
     for name, rule in every_rule(case.network).items():
         wide = case.targets.astype(jnp.float64)
         found, want = (rule(*case[1:3], y) for y in (wide, case.targets))
@@ -296,37 +345,51 @@ def test_energies_of_half_precision_are_summed_in_float32():
 
 class Params(NamedTuple):
     encoder: dict
-    middle: dict
     head: dict
 
 
-@pytest.mark.parametrize(
-    "make",
-    [tuple, list, lambda p: Params(*p), lambda p: tuple(map(flax.core.freeze, p))],
-    ids=["tuple", "list", "NamedTuple", "FrozenDict"],
-)
-def test_gradients_have_the_structure_of_the_parameters(make):
-    network = pcjax.Network(tuple(pcjax.from_linen(nn.Dense(n)) for n in (5, 6, 4)))
+@functools.cache
+def linen_case():
+    """A network of modules, all rules, and what each gives for a tuple of params."""
+    network = pcjax.Network(tuple(pcjax.from_linen(nn.Dense(n)) for n in (5, 4)))
     case = problems.make(network, (6,))
-    params = make(case.params)
-    reference = every_rule(network)
-    for name, rule in every_rule(network).items():
-        found = rule(params, *case[2:])
-        want = reference[name](case.params, *case[2:])
-        if name not in ("infer", "equilibrium"):
-            grads = found if name == "incremental" else found[1]
-            assert jax.tree.structure(grads) == jax.tree.structure(params)
+    rules = every_rule(network)
+    rules["local"] = functools.partial(_local_gradients, network)
+    return case, rules, {name: rule(*case[1:]) for name, rule in rules.items()}
+
+
+def _local_gradients(network, params, inputs, targets):
+    hidden = pcjax.feedforward(network, params, inputs)[:-1]
+    return pcjax.local_gradients(network, params, (inputs, *hidden, targets))
+
+
+STRUCTURES = {
+    "tuple": tuple,
+    "list": list,
+    "NamedTuple": lambda p: Params(*p),
+    "FrozenDict": lambda p: tuple(map(flax.core.freeze, p)),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_gradients_have_the_structure_of_the_parameters(name):
+    case, rules, _ = linen_case()
+    params = STRUCTURES[name](case.params)
+    for rule in ("backprop", "value_and_grad", "error_based", "incremental", "local"):
+        found = jax.eval_shape(rules[rule], params, *case[2:])
+        grads = found if rule in ("incremental", "local") else found[1]
+        assert jax.tree.structure(grads) == jax.tree.structure(params), rule
+
+
+@pytest.mark.parametrize("name", ["NamedTuple", *thorough(["list", "FrozenDict"])])
+def test_the_structure_of_the_parameters_changes_no_number(name):
+    case, rules, expected = linen_case()
+    params = STRUCTURES[name](case.params)
+    for rule, want in expected.items():
+        found = rules[rule](params, *case[2:])
         flat = zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True)
         for have, true in flat:
             np.testing.assert_allclose(have, true, rtol=1e-5, atol=1e-6)
-        local = pcjax.local_gradients(
-            network, params, (case.inputs, *network_activities(case), case.targets)
-        )
-        assert jax.tree.structure(local) == jax.tree.structure(params)
-
-
-def network_activities(case):
-    return pcjax.feedforward(*case[:3])[:-1]
 
 
 def test_parameters_that_are_no_floats_are_refused_by_name():
@@ -363,20 +426,23 @@ def test_tokens_are_read_by_a_layer_that_says_so(x64):
     tokens = jnp.asarray(rng.integers(0, 11, (8, 3)), jnp.int32)
     embed = pcjax.from_linen(nn.Embed(11, 6, param_dtype=jnp.float64))
     network = pcjax.Network((embed._replace(tokens=True), pcjax.dense(4, jnp.tanh)))
-    params = network.init(jax.random.key(0), tokens)
-    y = jax.nn.one_hot(rng.integers(0, 4, 8), 4, dtype=jnp.float64)
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape)),
+        jax.eval_shape(network.init, jax.random.key(0), tokens),
+    )
+    y = jnp.asarray(np.eye(4)[rng.integers(0, 4, 8)])
     method = pcjax.sequential(3, 0.1)
     (_, info), grads = pcjax.value_and_grad(network, method)(params, tokens, y)
-    want = pcjax.local_gradients(network, params, info.state.activities)
+    local = jax.jit(functools.partial(pcjax.local_gradients, network))
+    want = local(params, info.state.activities)
     problems.assert_trees_close(grads, want)
-    assert jnp.abs(grads[0]["embedding"]).max() > 0
+    assert np.abs(grads[0]["embedding"]).max() > 0
     tx = optax.sgd(0.1)
     update = pcjax.incremental(network, method, tx)
     moved, _, _ = update(params, tx.init(params), tokens, y)
     assert not np.array_equal(moved[0]["embedding"], params[0]["embedding"])
     with pytest.raises(TypeError, match="inputs must be integers, since the first"):
-        network.init(jax.random.key(0), tokens.astype(jnp.float32))
+        network.init(jax.random.key(0), np.asarray(tokens, np.float32))
     with pytest.raises(TypeError, match="inputs must be floats, got int32"):
         pcjax.mlp([3, 4]).init(jax.random.key(0), tokens)
 
@@ -420,7 +486,7 @@ def test_methods_of_a_wrong_shape_are_refused():
 
 
 def test_optimizers_that_ask_for_the_loss_learn_incrementally():
-    case = problems.dense_case()
+    case = problems.dense_case((6, 5, 4))
     tx = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1))
     update = pcjax.incremental(case.network, pcjax.sequential(4, 0.1), tx)
     _, state, (energy, _) = update(case.params, tx.init(case.params), *case[2:])
@@ -428,11 +494,12 @@ def test_optimizers_that_ask_for_the_loss_learn_incrementally():
 
 
 def test_a_key_goes_through_a_training_iteration():
-    case = problems.dense_case()
+    case = problems.dense_case((6, 5, 4))
     noise = optax.add_noise(0.1, 0.0, key=jax.random.key(1))
     method = pcjax.sequential(2, optimizer=optax.chain(optax.sgd(0.1), noise))
     tx = optax.sgd(0.1)
     update = training.make_update(pcjax.value_and_grad(case.network, method), tx)
     given = case.params, tx.init(case.params), *case[2:]
+    update = jax.jit(update)
     one, two = (update(*given, key=jax.random.key(k))[0] for k in (1, 2))
     assert not np.array_equal(one[0]["kernel"], two[0]["kernel"])

@@ -8,6 +8,7 @@ import pytest
 
 import pcjax
 from tests import problems
+from tests.tiers import thorough
 
 F64 = {"dtype": jnp.float64}
 
@@ -33,15 +34,22 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("kind", problems.METHODS)
-@pytest.mark.parametrize(
-    ("name", "weights"),
-    [
+QUICK = [("nnx", "plain", "simultaneous"), ("tanh", "callable", "sequential")]
+CASES = [
+    (*case, kind)
+    for case in [
         *((name, "plain") for name in ("conv", "residual", "nnx")),
         *(("tanh", weights) for weights in WEIGHTS if weights != "plain"),
-    ],
+    ]
+    for kind in problems.METHODS
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "kind"),
+    [*QUICK, *thorough(case for case in CASES if case not in QUICK)],
 )
-def test_gradients_and_energies_are_those_of_the_free_energy(x64, kind, name, weights):
+def test_gradients_and_energies_are_those_of_the_free_energy(x64, name, weights, kind):
     case = problems.network_case(name, **F64)
     network, *arrays = case
     method = problems.METHODS[kind](4, 0.1)
@@ -55,21 +63,23 @@ def test_gradients_and_energies_are_those_of_the_free_energy(x64, kind, name, we
         return inference, grad_fn(*arrays)
 
     inference, ((energy, info), grads) = both(*arrays)
-    fixed = dict(options)
-    activities = inference.state.activities
-    if callable(fixed.get("gamma")):
-        fixed["gamma"] = fixed["gamma"](activities, inference.state.errors)
-    value, expected = jax.value_and_grad(mean_energy(case, activities, **fixed))(
-        case.params
-    )
+
+    @jax.jit
+    def want(params, state, initial):
+        fixed = dict(options)
+        if callable(fixed.get("gamma")):
+            fixed["gamma"] = fixed["gamma"](state.activities, state.errors)
+        energy = mean_energy(case, state.activities, **fixed)
+        energies = (
+            pcjax.free_energy(network, params, each.activities, **options)
+            for each in (state, initial)
+        )
+        return jax.value_and_grad(energy)(params), tuple(energies)
+
+    (value, expected), energies = want(case.params, inference.state, inference.initial)
     problems.assert_trees_close(grads, expected)
     np.testing.assert_allclose(energy, value, rtol=1e-12)
-    for have, state in (
-        (info.energy, inference.state),
-        (info.initial_energy, inference.initial),
-    ):
-        want = pcjax.free_energy(network, case.params, state.activities, **options)
-        problems.assert_trees_close(have, want)
+    problems.assert_trees_close((info.energy, info.initial_energy), energies)
 
 
 def test_info_has_loss_and_logits_of_the_feed_forward_pass(x64):
@@ -109,21 +119,25 @@ def test_local_gradients_match_finite_differences(x64, output):
     options = {"output": problems.OUTPUTS[output], "gamma": [0.7, 1.3]}
     grads = pcjax.local_gradients(case.network, case.params, activities, **options)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, case.params)
-    energy = mean_energy(case, activities, **options)
+    energy = jax.jit(mean_energy(case, activities, **options))
     leaves, tree = jax.tree.flatten(case.params)
     for place, grad in enumerate(jax.tree.leaves(grads)):
         direction = np.random.default_rng(place).normal(size=grad.shape)
 
         def shifted(step, place=place, direction=direction):
             moved = list(leaves)
-            moved[place] = moved[place] + step * direction
+            moved[place] = np.asarray(moved[place]) + step * direction
             return float(energy(tree.unflatten(moved)))
 
         slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
-        np.testing.assert_allclose(np.sum(grad * direction), slope, rtol=1e-7)
+        np.testing.assert_allclose(
+            np.sum(np.asarray(grad) * direction), slope, rtol=1e-7
+        )
 
 
-@pytest.mark.parametrize("gamma", [1.0, [0.5, 2.0, 1.5, 3.0], by_total_error])
+@pytest.mark.parametrize(
+    "gamma", [[0.5, 2.0, 1.5, 3.0], by_total_error, *thorough([1.0])]
+)
 def test_learning_clamp_changes_the_last_gradient_only(x64, gamma):
     case = problems.dense_case(**F64)
     network, *arrays = case
@@ -145,38 +159,52 @@ def test_learning_clamp_changes_the_last_gradient_only(x64, gamma):
     if callable(gamma):
         options["gamma"] = gamma(state.activities, state.errors)
     activities = (*state.activities[:-1], case.targets)
-    expected = jax.grad(mean_energy(case, activities, **options))(case.params)
+    energy = jax.jit(jax.grad(mean_energy(case, activities, **options)))
+    expected = energy(case.params)
     problems.assert_trees_close(grads[-1], expected[-1])
     # Full clamp: the error y - sigma; soft clamp: (y - sigma) / (1 + 0.5).
     problems.assert_trees_close(
-        grads[-1], jax.tree.map(lambda g: 1.5 * g, same[-1]), rtol=1e-10
+        grads[-1], jax.tree.map(lambda g: 1.5 * np.asarray(g), same[-1]), rtol=1e-10
     )
 
 
+LOSSES = {
+    "softmax": optax.softmax_cross_entropy,
+    "sigmoid": lambda p, y: optax.sigmoid_binary_cross_entropy(p, y).sum(1),
+    "identity": lambda p, y: optax.l2_loss(p, y).sum(1),
+}
+
+
 @pytest.mark.parametrize(
-    ("output", "loss"),
+    ("name", "output"),
     [
-        ("softmax", optax.softmax_cross_entropy),
-        ("sigmoid", lambda p, y: optax.sigmoid_binary_cross_entropy(p, y).sum(1)),
-        ("identity", lambda p, y: optax.l2_loss(p, y).sum(1)),
+        ("conv", "softmax"),
+        ("relu", "sigmoid"),
+        ("relu", "identity"),
+        *thorough([("relu", "softmax"), ("conv", "sigmoid"), ("conv", "identity")]),
     ],
 )
-@pytest.mark.parametrize("name", ["relu", "conv"])
-def test_backprop_is_the_gradient_of_the_mean_loss(x64, output, loss, name):
+def test_backprop_is_the_gradient_of_the_mean_loss(x64, name, output):
     case = problems.network_case(name, **F64)
     network, *arrays = case
 
-    def losses(params):
-        return loss(network.apply(params, case.inputs), case.targets)
+    @jax.jit
+    def want(params):
+        def mean_loss(params):
+            logits = network.apply(params, case.inputs)
+            losses = LOSSES[output](logits, case.targets)
+            return jnp.mean(losses), (losses, logits)
 
-    value, expected = jax.value_and_grad(lambda p: jnp.mean(losses(p)))(case.params)
+        return jax.value_and_grad(mean_loss, has_aux=True)(params)
+
+    (value, (losses, logits)), expected = want(case.params)
     (energy, info), grads = pcjax.backprop.value_and_grad(
         network, output=problems.OUTPUTS[output]
     )(*arrays)
     problems.assert_trees_close((energy, grads), (value, expected))
     for have in (info.loss, info.initial_energy, info.energy):
-        problems.assert_trees_close(have, losses(case.params))
-    problems.assert_trees_close(info.logits, network.apply(case.params, case.inputs))
+        problems.assert_trees_close(have, losses)
+    problems.assert_trees_close(info.logits, logits)
     assert info.trace is None
 
 
@@ -198,10 +226,20 @@ def _iterate_incrementally(case, kind, steps, tx, options):
     return params, opt_state, energy
 
 
-@pytest.mark.parametrize("kind", problems.METHODS)
-@pytest.mark.parametrize("num_steps", [1, 3])
-@pytest.mark.parametrize("name", ["tanh", "conv"])
-def test_incremental_is_the_loop_over_public_functions(x64, kind, num_steps, name):
+@pytest.mark.parametrize(
+    ("name", "num_steps", "kind"),
+    [
+        ("tanh", 3, "simultaneous"),
+        *thorough(
+            [
+                ("tanh", 3, "sequential"),
+                *(("tanh", 1, kind) for kind in problems.METHODS),
+                *(("conv", t, kind) for t in (1, 3) for kind in problems.METHODS),
+            ]
+        ),
+    ],
+)
+def test_incremental_is_the_loop_over_public_functions(x64, name, num_steps, kind):
     case = problems.network_case(name, **F64)
     network, *arrays = case
     layers = len(network.layers)
@@ -219,26 +257,25 @@ def test_incremental_is_the_loop_over_public_functions(x64, kind, num_steps, nam
     params, opt_state, (energy, info) = jax.jit(update)(
         case.params, opt_state, *arrays[1:]
     )
-    expected = _iterate_incrementally(case, kind, num_steps, tx, options)
+
+    @jax.jit
+    def want(*arrays):
+        here = problems.Case(network, *arrays)
+        logits = network.apply(here.params, here.inputs)
+        initial = problems.descend(here, kind, [], pcjax.softmax, options["clamp"])
+        weights = {key: options[key] for key in ("output", "gamma", "decay")}
+        return (
+            _iterate_incrementally(here, kind, num_steps, tx, options),
+            (logits, optax.softmax_cross_entropy(logits, here.targets)),
+            pcjax.free_energy(network, here.params, initial, **weights),
+        )
+
+    expected, (logits, loss), initial_energy = want(*arrays)
     problems.assert_trees_close((params, opt_state, info.energy), expected, rtol=1e-10)
-    problems.assert_trees_close(energy, jnp.mean(expected[-1]), rtol=1e-10)
-    logits = network.apply(case.params, case.inputs)
+    np.testing.assert_allclose(energy, np.mean(expected[-1]), rtol=1e-10)
     problems.assert_trees_close(info.logits, logits)
-    problems.assert_trees_close(
-        info.loss, optax.softmax_cross_entropy(logits, case.targets)
-    )
-    initial = problems.descend(case, kind, [], pcjax.softmax, options["clamp"])
-    problems.assert_trees_close(
-        info.initial_energy,
-        pcjax.free_energy(
-            network,
-            case.params,
-            initial,
-            output=pcjax.softmax,
-            gamma=options["gamma"],
-            decay=0.1,
-        ),
-    )
+    problems.assert_trees_close(info.loss, loss)
+    problems.assert_trees_close(info.initial_energy, initial_energy)
 
 
 @pytest.mark.parametrize("kind", problems.METHODS)

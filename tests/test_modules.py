@@ -11,15 +11,17 @@ from jax.sharding import PartitionSpec
 
 import pcjax
 from tests import problems
+from tests.tiers import thorough
 
-INPUTS = jax.random.normal(jax.random.key(9), (5, 6))
+INPUTS = jnp.asarray(np.random.default_rng(9).normal(size=(5, 6)), jnp.float32)
 
 
 def test_linen_params_are_the_modules_own(x64):
     module = problems.LinenBlock()
     layer = pcjax.from_linen(module)
-    params = layer.init(jax.random.key(1), INPUTS)
-    variables = module.init(jax.random.key(1), INPUTS)
+    params, variables = jax.jit(
+        lambda key: (layer.init(key, INPUTS), module.init(key, INPUTS))
+    )(jax.random.key(1))
     problems.assert_trees_close(params, variables["params"])
     # x + W tanh(scale (x - mean) / sqrt(var + 1e-6) + shift) + b, in NumPy
     x = np.asarray(INPUTS, np.float64)
@@ -27,7 +29,8 @@ def test_linen_params_are_the_modules_own(x64):
     norm, inner = params["LayerNorm_0"], params["Dense_0"]
     hidden = np.tanh(normal * np.asarray(norm["scale"]) + np.asarray(norm["bias"]))
     expected = x + hidden @ np.asarray(inner["kernel"]) + np.asarray(inner["bias"])
-    np.testing.assert_allclose(layer.apply(params, INPUTS), expected, atol=1e-5)
+    found = jax.jit(layer.apply)(params, INPUTS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_nnx_params_are_plain_and_drawn_from_the_key(x64):
@@ -95,8 +98,10 @@ def test_flax_layers_learn_like_the_built_in_ones(build):
     case = problems.make(pcjax.Network(layers), (9, 7, 2))
     twin = pcjax.convnet(4, features=(3,), kernel_sizes=(3,))
     grads, expected = (
-        pcjax.value_and_grad(
-            network, pcjax.sequential(3, 0.1), output=pcjax.softmax, decay=0.1
+        jax.jit(
+            pcjax.value_and_grad(
+                network, pcjax.sequential(3, 0.1), output=pcjax.softmax, decay=0.1
+            )
         )(params, case.inputs, case.targets)[1]
         for network, params in (
             (case.network, case.params),
@@ -128,14 +133,15 @@ def test_activation_of_a_module_enters_the_decay_term(kind):
 )
 def test_linen_modules_with_state_or_keys_are_refused(module, message):
     layer = pcjax.from_linen(module)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     with pytest.raises(ValueError, match=f"from_linen: {message}"):
-        layer.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, INPUTS)
+        jax.eval_shape(layer.init, keys, INPUTS)
 
 
 def test_linen_dropout_is_refused_by_network_init():
     network = pcjax.Network((pcjax.from_linen(nn.Dropout(0.5, deterministic=False)),))
     with pytest.raises(ValueError, match="Dropout"):
-        network.init(jax.random.key(0), INPUTS)
+        jax.eval_shape(network.init, jax.random.key(0), INPUTS)
 
 
 def test_linen_dropout_that_is_switched_off_is_a_layer():
@@ -179,8 +185,15 @@ class Encoded(nnx.Module):
 CONSTANT = np.linspace(0, 1, 6, dtype=np.float32)
 
 
-@pytest.mark.parametrize("ready", [True, False])
-@pytest.mark.parametrize("make", [jnp.asarray, np.array], ids=["jax", "numpy"])
+@pytest.mark.parametrize(
+    ("make", "ready"),
+    [
+        (jnp.asarray, False),
+        (np.array, True),
+        *thorough([(jnp.asarray, True), (np.array, False)]),
+    ],
+    ids=["jax-False", "numpy-True", "jax-True", "numpy-False"],
+)
 def test_nnx_constants_are_kept_and_are_no_params(make, ready):
     module = Encoded(lambda rngs: make(CONSTANT), nnx.Rngs(3))
     layer = pcjax.from_nnx(
@@ -261,7 +274,7 @@ def test_what_is_no_prediction_is_refused_with_the_layer_named(kind, function, m
         layer = pcjax.from_nnx(lambda rngs: NnxReturns(function, rngs))
     network = pcjax.Network((pcjax.dense(6), layer))
     with pytest.raises(ValueError, match=f"layer 1 .*{kind} {message}"):
-        network.init(jax.random.key(0), INPUTS)
+        jax.eval_shape(network.init, jax.random.key(0), INPUTS)
 
 
 # Trees of parameters as flax makes them
@@ -276,7 +289,7 @@ def test_frozen_params_are_params(kind):
     )
     case = problems.make(pcjax.Network((layer, pcjax.dense(4))), (6,))
     frozen = (flax.core.freeze(case.params[0]), case.params[1])
-    grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(2, 0.1))
+    grad_fn = jax.jit(pcjax.value_and_grad(case.network, pcjax.sequential(2, 0.1)))
     grads, expected = (
         grad_fn(params, case.inputs, case.targets)[1]
         for params in (frozen, case.params)
@@ -300,12 +313,16 @@ def test_boxed_params_are_applied_with_and_without_their_boxes():
     grad_fn = pcjax.value_and_grad(network, pcjax.sequential(2, 0.1))
     twin = pcjax.Network((pcjax.from_linen(nn.Dense(4)), pcjax.dense(4)))
     expected_fn = pcjax.value_and_grad(twin, pcjax.sequential(2, 0.1))
-    targets = jnp.ones((5, 4))
-    _, grads = grad_fn(boxed, INPUTS, targets)
-    _, expected = expected_fn(plain, INPUTS, targets)
+    targets = np.ones((5, 4), np.float32)
+
+    @jax.jit
+    def all_three(boxed, plain):
+        pairs = (grad_fn, boxed), (expected_fn, plain), (grad_fn, plain)
+        return [rule(params, INPUTS, targets)[1] for rule, params in pairs]
+
+    grads, expected, unboxed = all_three(boxed, plain)
     assert jax.tree.structure(grads) == jax.tree.structure(boxed)
     problems.assert_trees_close(nn.meta.unbox(grads), expected, rtol=1e-6)
-    _, unboxed = grad_fn(plain, INPUTS, targets)
     problems.assert_trees_close(unboxed, expected, rtol=1e-6)
     others = ({"kernel": plain[0]["kernel"]}, plain[1])
     with pytest.raises(ValueError, match="params of another network: layer 0 has"):

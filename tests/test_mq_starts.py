@@ -16,6 +16,7 @@ from pcjax.optimizers import first_gradient
 from pcjax.optimizers.mq import mq, scale_by_mq
 from tests.reference.mq import MQ, mean_magnitude
 from tests.test_mq import at, full, gradient_sequence, run
+from tests.tiers import thorough
 
 RATES = [0.01, 0.05, 0.02]
 
@@ -58,12 +59,12 @@ def running_mean(values):
 def test_the_first_update_is_as_large_as_the_rate_says_whatever_the_gradient():
     gradients = (full(1e-3, 3, 4), full(-1.0, 4, 5), full(300.0, 5, 2))
     tx = scale_by_mq(1e-5, min_step=0.0, eps=1e-12, start=first_gradient)
-    updates, _ = tx.update(gradients, tx.init(gradients))
-    sizes = [float(jnp.mean(jnp.abs(leaf))) for leaf in updates]
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(gradients))
+    sizes = [float(np.mean(np.abs(leaf))) for leaf in updates]
     np.testing.assert_allclose(sizes, 1e-5, rtol=1e-6)
     # The paper's: the gradient itself.
     tx = scale_by_mq(1e-5, min_step=0.0, eps=1e-12)
-    updates, _ = tx.update(gradients, tx.init(gradients))
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(gradients))
     np.testing.assert_allclose(updates[2], 300, rtol=1e-6)
 
 
@@ -104,10 +105,17 @@ def test_the_start_is_traced_as_other_numbers_are():
     sequence = gradient_sequence(3)
     mapped = jax.vmap(lambda v: run(mq(0.02, start=v), sequence))(np.array([0.1, 3.0]))
     for index, v in enumerate((0.1, 3.0)):
-        alone = run(mq(0.02, start=v), sequence)
-        jax.tree.map(
-            partial(np.testing.assert_allclose, rtol=1e-6), at(mapped, index), alone
-        )
+        updates, (states, _) = at(mapped, index)
+        oracle = MQ(lambda b, layer: 0.02, 3)
+        oracle.v = [v] * 3
+        for step in range(3):
+            expected = oracle.update(jax.tree.map(np.float64, at(sequence, step)))
+            jax.tree.map(
+                partial(np.testing.assert_allclose, rtol=1e-6),
+                at(updates, step),
+                tuple(expected),
+            )
+            np.testing.assert_allclose(states.v[step], oracle.v, rtol=1e-6)
 
 
 @pytest.mark.parametrize("start", [0.3, first_gradient])
@@ -182,8 +190,15 @@ def injected_v(params, **hyper):
     return found[0]
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("decay", [None, 0.999])
+@pytest.mark.parametrize(
+    ("dtype", "decay"),
+    [
+        (jnp.bfloat16, None),
+        (jnp.bfloat16, 0.999),
+        (jnp.float32, None),
+        *thorough([(jnp.float16, None), (jnp.float16, 0.999), (jnp.float32, 0.999)]),
+    ],
+)
 def test_injected_numbers_keep_their_value(dtype, decay):
     params = {"layer": jnp.ones(4, dtype)}
     options = {} if decay is None else {"decay": decay}
@@ -264,7 +279,9 @@ def test_signatures_are_those_of_the_functions():
 # The derivative of the sum of magnitudes.
 
 
-@pytest.mark.parametrize("shape", [(7, 3), (256, 64), (2**15,), (3, 3, 64, 64)])
+@pytest.mark.parametrize(
+    "shape", [(7, 3), (256, 64), (2**15,), *thorough([pytest.param((3, 3, 64, 64))])]
+)
 def test_the_derivative_of_a_sum_of_magnitudes_is_that_of_abs(shape, x64):
     array = np.random.default_rng(0).normal(size=shape)
     array.flat[::7] = 0
@@ -273,13 +290,17 @@ def test_the_derivative_of_a_sum_of_magnitudes_is_that_of_abs(shape, x64):
     def total(x):
         return sum_magnitudes(x, jnp.float64)
 
-    value, gradient = jax.jit(jax.value_and_grad(total))(array)
+    @jax.jit
+    def derivatives(array, tangent):
+        found = jax.value_and_grad(total)(array)
+        _, moved = jax.jvp(total, (array,), (tangent,))
+        return *found, moved, jax.vmap(jax.grad(total))(jnp.stack([array, -array]))
+
+    tangent = np.random.default_rng(1).normal(size=shape)
+    value, gradient, moved, both = derivatives(array, tangent)
     np.testing.assert_allclose(value, np.abs(array).sum(), rtol=1e-12)
     np.testing.assert_array_equal(gradient, signs)
-    tangent = np.random.default_rng(1).normal(size=shape)
-    _, moved = jax.jvp(total, (jnp.asarray(array),), (jnp.asarray(tangent),))
     np.testing.assert_allclose(moved, np.vdot(signs, tangent), rtol=1e-9)
-    both = jax.vmap(jax.grad(total))(jnp.stack([array, -array]))
     np.testing.assert_array_equal(both[0], signs)
     np.testing.assert_array_equal(both[1], np.where(array > 0, -1.0, 1.0))
 

@@ -12,6 +12,7 @@ import pcjax
 from benchmarks import hlo
 from pcjax import training
 from tests import problems
+from tests.tiers import thorough
 
 F64 = {"dtype": jnp.float64}
 SIZES = (5, 6, 4, 3)
@@ -75,20 +76,20 @@ def biases_of(make, case, betas, exact):
     def grads(beta):
         return make(to_equilibrium(case.network), beta)(*case[1:])[1]
 
-    found = jax.jit(lambda b: jax.lax.map(grads, b))(jnp.asarray(betas))
-    rows = [kernels(jax.tree.map(lambda g, i=i: g[i], found)) for i in range(3)]
+    found = jax.jit(lambda b: jax.lax.map(grads, b))(np.asarray(betas))
+    rows = list(zip(*kernels(found), strict=True))  # of every beta
     return np.array([distance(row, exact) for row in rows])
 
 
-def test_beta_one_is_the_full_clamp(x64):
-    case = case_of(jnp.tanh)
-    for output in (pcjax.identity, pcjax.softmax):
-        rule = partial(
-            pcjax.value_and_grad, case.network, pcjax.sequential(3, 0.1), output=output
-        )
-        both = pcjax.nudged(rule, 1.0), rule(clamp=pcjax.full_clamp)
-        found = jax.jit(lambda *a, both=both: [f(*a) for f in both])
-        problems.assert_trees_close(*found(*case[1:]))
+@pytest.mark.parametrize("name", ["softmax", *thorough(["identity"])])
+def test_beta_one_is_the_full_clamp(x64, name):
+    case, output = case_of(jnp.tanh), problems.OUTPUTS[name]
+    rule = partial(
+        pcjax.value_and_grad, case.network, pcjax.sequential(3, 0.1), output=output
+    )
+    both = pcjax.nudged(rule, 1.0), rule(clamp=pcjax.full_clamp)
+    found = jax.jit(lambda *a: [f(*a) for f in both])
+    problems.assert_trees_close(*found(*case[1:]))
 
 
 def test_in_linear_networks_the_bias_of_one_sign_is_linear_and_centred_has_none(x64):
@@ -116,7 +117,7 @@ def test_the_biases_are_of_first_and_second_order(x64):
 def test_equilibrium_propagation_tends_to_backprop(x64):
     case, betas = case_of(jnp.tanh), [0.005, 0.01, 0.02]
     backprop = pcjax.backprop.value_and_grad(case.network)
-    exact = kernels(backprop(*case[1:])[1])
+    exact = kernels(jax.jit(backprop)(*case[1:])[1])
     for make, order in ((pcjax.nudged, 1), (pcjax.centred, 2)):
         free = partial(make, clamp=pcjax.free_nudge)
         values = biases_of(free, case, betas, exact)
@@ -127,7 +128,7 @@ def test_equilibrium_propagation_tends_to_backprop(x64):
 
 def test_the_clamps_in_closed_form(x64):
     rng = np.random.default_rng(0)
-    y, u, u0 = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(3))
+    y, u, u0 = (rng.normal(size=(3, 4)) for _ in range(3))
     for beta in (-0.3, 0.2, 4.0):
         # Of energy and loss, the free output is at rest.
         h = pcjax.free_nudge(beta)(y, u, u)
@@ -141,32 +142,47 @@ def test_the_clamps_in_closed_form(x64):
 
 def test_the_target_stays_frozen_at_the_feed_forward_output(x64):
     case = case_of(jnp.tanh)
-    first = np.asarray(case.network.apply(case.params, case.inputs))
+
+    def feed(params, inputs):
+        return pcjax.feedforward(case.network, params, inputs)
+
+    *hidden, first = map(np.asarray, jax.jit(feed)(*case[1:3]))
     want = first + 0.3 * (np.asarray(case.targets) - first)
     method, clamp = pcjax.sequential(4, 0.3), pcjax.nudge(0.3)
-    hidden = [h + 1 for h in pcjax.feedforward(*case[:3])[:-1]]
-    for start in ({}, {"hidden": hidden}):  # of the weights, wherever it starts
-        found = pcjax.infer(
-            case.network,
-            method,
-            *case[1:],
-            clamp=clamp,
-            trace=lambda state: state.activities[-1],
-            **start,
-        ).trace
-        np.testing.assert_allclose(found, np.stack([want] * 5), rtol=1e-12)
+    run = partial(
+        pcjax.infer,
+        case.network,
+        method,
+        clamp=clamp,
+        trace=lambda state: state.activities[-1],
+    )
     # As a clamp of the weight gradient alone it is the same.
     learn = partial(pcjax.value_and_grad, case.network, method, clamp=clamp)
-    grads = [learn(**more)(*case[1:])[1] for more in ({}, {"learning_clamp": clamp})]
+
+    @jax.jit
+    def everything(*batch):
+        moved = [h + 1 for h in hidden]
+        # Of the weights, wherever it starts.
+        traces = [run(*batch).trace, run(*batch, hidden=moved).trace]
+        both = ({}, {"learning_clamp": clamp})
+        return traces, [learn(**more)(*batch)[1] for more in both]
+
+    traces, grads = everything(*case[1:])
+    for found in traces:
+        np.testing.assert_allclose(found, np.stack([want] * 5), rtol=1e-12)
     problems.assert_trees_close(*grads)
 
 
 def test_centred_is_the_mean_of_two_calls(x64):
     case, method, beta = case_of(jnp.tanh), pcjax.sequential(3, 0.1), 0.3
     rule = partial(pcjax.value_and_grad, case.network, method, output=pcjax.softmax)
-    functions = [rule(clamp=pcjax.nudge(b)) for b in (beta, -beta)]
-    functions.append(pcjax.centred(rule, beta))
-    found = jax.jit(lambda *a: [f(*a) for f in functions])(*case[1:])
+    found = jax.jit(
+        lambda *a: [
+            *(rule(clamp=pcjax.nudge(b))(*a) for b in (beta, -beta)),
+            pcjax.centred(rule, beta)(*a),
+        ]
+    )(*case[1:])
+    found = jax.tree.map(np.asarray, found)
     ((up, one), plus), ((down, other), minus), ((energy, info), grads) = found
     problems.assert_trees_close(
         grads, jax.tree.map(lambda p, m: (p - m) / (2 * beta), plus, minus), 1e-10
@@ -181,13 +197,10 @@ def test_centred_is_the_mean_of_two_calls(x64):
 
 
 def test_an_example_that_one_sign_makes_rise_is_reported():
-    network = pcjax.mlp([5, 6, 3], jnp.tanh)
+    network, params, x, _ = problems.dense_case((5, 6, 3), batch=256)
     rng = np.random.default_rng(0)
-    x, y = (
-        jnp.asarray(s * rng.normal(size=(256, n)), jnp.float32)
-        for s, n in ((1, 5), (3, 3))
-    )
-    params = jax.tree.map(lambda w: 6 * w, network.init(jax.random.key(0), x[:1]))
+    y = np.float32(3 * rng.normal(size=(256, 3)))
+    params = jax.tree.map(lambda w: 3 * np.asarray(w), params)
     rule = partial(pcjax.value_and_grad, network, pcjax.sequential(2, 0.3))
 
     @jax.jit
@@ -195,7 +208,7 @@ def test_an_example_that_one_sign_makes_rise_is_reported():
         rules = [pcjax.nudged(rule, b) for b in (0.8, -0.8)]
         return [f(params, x, y)[0][1] for f in (*rules, pcjax.centred(rule, 0.8))]
 
-    up, down, both = infos(params, x, y)
+    up, down, both = jax.tree.map(np.asarray, infos(params, x, y))
     either = up.rising | down.rising
     mean = (up.energy + down.energy) <= (up.initial_energy + down.initial_energy)
     assert (either & mean).any()  # which the mean would hide
@@ -205,22 +218,23 @@ def test_an_example_that_one_sign_makes_rise_is_reported():
 def test_a_beta_is_known_inside_of_a_jit_and_in_strict_promotion():
     case = problems.dense_case(SIZES)
     rule = partial(pcjax.value_and_grad, case.network, pcjax.sequential(1, 0.1))
-    beta = jnp.float32(0.25)
-    for make in (pcjax.nudged, pcjax.centred):
-        want = make(rule, 0.25)(*case[1:])[1]
-        with jax.numpy_dtype_promotion("strict"):
-            found = jax.jit(lambda *a, m=make: m(rule, beta)(*a)[1])(*case[1:])
-            plain = make(rule, 0.25)(*case[1:])[1]
-        problems.assert_trees_close(found, want, 1e-5, 1e-7)
-        problems.assert_trees_close(plain, want, 1e-5, 1e-7)
+    beta, makes = jnp.float32(0.25), (pcjax.nudged, pcjax.centred)
+
+    def of(beta):
+        return jax.jit(lambda *a: [make(rule, beta)(*a)[1] for make in makes])
+
+    want = of(0.25)(*case[1:])
+    with jax.numpy_dtype_promotion("strict"):
+        found, plain = of(beta)(*case[1:]), of(0.25)(*case[1:])
+    problems.assert_trees_close(found, want, 1e-5, 1e-7)
+    problems.assert_trees_close(plain, want, 1e-5, 1e-7)
     clamp = jax.jit(lambda p: pcjax.free_nudge(beta)(p, p, p))
     np.testing.assert_allclose(clamp(jnp.ones(2)), 1)
 
 
 def test_both_signs_share_the_forward_pass():
-    sizes, num_steps = [24, 20, 18, 10], 3
-    network = pcjax.mlp(sizes)
-    rule = partial(pcjax.value_and_grad, network, pcjax.sequential(num_steps, 0.05))
+    network = pcjax.mlp([24, 20, 10])
+    rule = partial(pcjax.value_and_grad, network, pcjax.sequential(2, 0.05))
     shapes = [jax.ShapeDtypeStruct((8, n), jnp.float32) for n in (24, 10)]
     params = jax.eval_shape(network.init, jax.random.key(0), shapes[0])
 
@@ -232,38 +246,37 @@ def test_both_signs_share_the_forward_pass():
     assert both == 2 * one - forward
 
 
-def test_beta_follows_a_schedule_of_the_epoch_in_one_program():
-    case = problems.dense_case(SIZES)
+@pytest.mark.parametrize("make", [pcjax.centred, *thorough([pcjax.nudged])])
+def test_beta_follows_a_schedule_of_the_epoch_in_one_program(make):
+    case = problems.dense_case((5, 6, 3))
     rng = np.random.default_rng(0)
     data = training.device_data(
         rng.integers(0, 256, (12, 5), np.uint8), rng.integers(0, 3, 12), 3
     )
     prepare, tx = training.classification(3), optax.sgd(0.1)
     rule = partial(pcjax.value_and_grad, case.network, pcjax.sequential(2, 0.1))
-    betas = (0.3, -0.5, 0.8)
+    betas = (0.3, -0.5)
 
-    def epoch_of(make, beta):
+    def epoch_of(beta):
         update = training.make_update(make(rule, beta), tx)
         return training.make_epoch(update, prepare, 4)
 
-    for make in (pcjax.nudged, pcjax.centred):
+    @jax.jit
+    def scheduled(state, data):
+        beta = jnp.asarray(betas)[state.epoch]
+        return epoch_of(beta)(state, data)
 
-        def scheduled(state, data, make=make):
-            beta = jnp.asarray(betas)[state.epoch]
-            return epoch_of(make, beta)(state, data)
-
-        run = jax.jit(scheduled)
-        state = training.init_state(
-            case.network, tx, jax.random.key(0), case.inputs[:1]
-        )
-        run(state, data)  # compiles
-        found, want = state, state
-        with problems.compilations(0):
-            for _ in betas:
-                found, _ = run(found, data)
-        for beta in betas:
-            want, _ = jax.jit(epoch_of(make, beta))(want, data)
-        problems.assert_trees_close(found.params, want.params, 1e-4, 1e-6)
+    state = training.TrainState(
+        case.params, tx.init(case.params), jax.random.key(0), jnp.int32(0)
+    )
+    scheduled(state, data)  # compiles
+    found, want = state, state
+    with problems.compilations(0):
+        for _ in betas:
+            found, _ = scheduled(found, data)
+    for beta in betas:
+        want, _ = jax.jit(epoch_of(beta))(want, data)
+    problems.assert_trees_close(found.params, want.params, 1e-4, 1e-6)
 
 
 @pytest.mark.parametrize("make", [pcjax.nudged, pcjax.centred])

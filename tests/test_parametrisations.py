@@ -9,27 +9,33 @@ import pytest
 import pcjax
 from pcjax.networks import Place, linear
 from tests import problems, test_graphs
+from tests.tiers import thorough
 
 
 def nets(sizes, activation=linear, make=pcjax.residual_mlp):
     return make(sizes, activation, parametrisation=pcjax.mupc)
 
 
+def normal(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def test_residual_layers_are_what_a_user_would_write(x64):
     """Predictions, inference and gradients of blocks with and without `near`."""
-    ours = pcjax.residual_mlp([5, 6, 6, 6, 4], jnp.tanh)
+    ours = pcjax.residual_mlp([5, 6, 6, 4], jnp.tanh)
     block = problems.residual()
-    plain = pcjax.Network((pcjax.dense(6), block, block, pcjax.dense(4, jnp.tanh)))
+    plain = pcjax.Network((pcjax.dense(6), block, pcjax.dense(4, jnp.tanh)))
     case = problems.make(ours, (5,), dtype=jnp.float64)
     for method in (pcjax.sequential(3, 0.1), pcjax.error_based(3, 0.1)):
-        (one, info), grads = pcjax.value_and_grad(ours, method)(*case[1:])
-        (other, known), want = pcjax.value_and_grad(plain, method)(*case[1:])
+        both = [pcjax.value_and_grad(network, method) for network in (ours, plain)]
+        found = jax.jit(lambda *a, both=both: [f(*a) for f in both])(*case[1:])
+        ((one, info), grads), ((other, known), want) = found
         np.testing.assert_allclose(one, other, rtol=1e-10)
         test_graphs.assert_close(info.state.errors, known.state.errors)
         test_graphs.assert_close(grads, want)
 
 
-@pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("product_dtype", [jnp.bfloat16, *thorough([None])])
 def test_scaled_layers_are_those_of_scaled_weights(product_dtype):
     """muPC with weights W is a standard net with weights a W, gradients times a."""
     scaled = pcjax.residual_mlp(
@@ -43,38 +49,45 @@ def test_scaled_layers_are_those_of_scaled_weights(product_dtype):
     factors = (1 / 3, 1 / np.sqrt(16 * 3), 1 / 16)
     assert [set(theta) for theta in case.params] == [{"kernel"}] * 3
     params = tuple(
-        {"kernel": np.float32(a) * theta["kernel"], "bias": jnp.zeros(size)}
+        {"kernel": np.float32(a) * theta["kernel"], "bias": np.zeros(size, "f4")}
         for a, theta, size in zip(factors, case.params, (16, 16, 4), strict=True)
     )
     method = pcjax.sequential(3, 0.1)
-    _, grads = pcjax.value_and_grad(scaled, method)(*case[1:])
-    _, want = pcjax.value_and_grad(plain, method)(params, *case[2:])
+    _, grads = jax.jit(pcjax.value_and_grad(scaled, method))(*case[1:])
+    _, want = jax.jit(pcjax.value_and_grad(plain, method))(params, *case[2:])
     for a, have, expected in zip(factors, grads, want, strict=True):
         np.testing.assert_allclose(
             have["kernel"], a * expected["kernel"], rtol=2e-3, atol=1e-6
         )
-    update = pcjax.incremental(scaled, method, optax.sgd(0.1))
+    update = jax.jit(pcjax.incremental(scaled, method, optax.sgd(0.1)))
     moved, *_ = update(case.params, optax.sgd(0.1).init(case.params), *case[2:])
     assert all(
-        jnp.abs(new["kernel"] - old["kernel"]).max() > 0
+        np.abs(np.subtract(new["kernel"], old["kernel"])).max() > 0
         for new, old in zip(moved, case.params, strict=True)
     )
 
 
-@pytest.mark.parametrize(("width", "count"), [(256, 4), (128, 32), (512, 8)])
+def first_pass(network, inputs):
+    """The feed-forward activities of weights that were just drawn."""
+    params = network.init(jax.random.key(0), inputs)
+    return jax.jit(lambda *a: pcjax.feedforward(network, *a))(params, inputs)
+
+
+@pytest.mark.parametrize(
+    ("width", "count"), [(512, 8), *thorough([(256, 4), (128, 32)])]
+)
 def test_variances_of_linear_residual_nets_are_flat(width, count):
     """`E h_l^2 = (1 + 1/L)^(l-1)` for inputs of mean square 1, at every width."""
     network = nets([64, *[width] * (count - 1), 10])
-    inputs = jax.random.normal(jax.random.key(1), (64, 64))
-    inputs /= jnp.sqrt(jnp.mean(inputs**2, axis=1, keepdims=True))
-    params = network.init(jax.random.key(0), inputs)
-    *hidden, logits = pcjax.feedforward(network, params, inputs)
+    inputs = normal(64, 64)
+    inputs /= np.sqrt(np.mean(inputs**2, axis=1, keepdims=True))
+    *hidden, logits = map(np.asarray, first_pass(network, inputs))
     for index, h in enumerate(hidden):
         np.testing.assert_allclose(
-            jnp.mean(h**2), (1 + 1 / count) ** index, rtol=0.25, err_msg=f"{index}"
+            np.mean(h**2), (1 + 1 / count) ** index, rtol=0.25, err_msg=f"{index}"
         )
     # The logits are of order 1/sqrt(N): nothing but what is learned.
-    assert 0.4 < jnp.mean(logits**2) * width / (1 + 1 / count) ** (count - 2) < 2.5
+    assert 0.4 < np.mean(logits**2) * width / (1 + 1 / count) ** (count - 2) < 2.5
 
 
 def test_units_of_adam_leave_the_function_as_it_is():
@@ -83,21 +96,24 @@ def test_units_of_adam_leave_the_function_as_it_is():
         pcjax.residual_mlp([9, 16, 16, 4], jnp.tanh, parametrisation=parametrisation)
         for parametrisation in (pcjax.mupc, pcjax.depth_mup)
     )
-    inputs = jax.random.normal(jax.random.key(1), (8, 9))
-    params = one.init(jax.random.key(0), inputs)
-    same = other.init(jax.random.key(0), inputs)
+    inputs = normal(8, 9)
+
+    params, same = (net.init(jax.random.key(0), inputs) for net in (one, other))
+
+    @jax.jit
+    def applied(params, same):
+        return one.apply(params, inputs), other.apply(same, inputs)
+
+    outputs, others = applied(params, same)
+    np.testing.assert_allclose(outputs, others, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        one.apply(params, inputs), other.apply(same, inputs), rtol=1e-5, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        same[1]["kernel"], np.sqrt(16 * 3) * params[1]["kernel"], rtol=1e-6
+        same[1]["kernel"], np.sqrt(16 * 3) * np.asarray(params[1]["kernel"]), rtol=1e-6
     )
 
 
 def test_variances_of_plain_and_conv_nets():
-    inputs = jax.random.normal(jax.random.key(1), (64, 100))
     for network, shape in (
-        (nets([100, *[256] * 10, 10], make=pcjax.mlp), (64, 100)),
+        (nets([100, *[256] * 5, 10], make=pcjax.mlp), (64, 100)),
         (
             pcjax.convnet(
                 10,
@@ -108,33 +124,41 @@ def test_variances_of_plain_and_conv_nets():
             (8, 11, 11, 3),
         ),
     ):
-        inputs = jax.random.normal(jax.random.key(1), shape)
-        params = network.init(jax.random.key(0), inputs)
-        *hidden, _ = pcjax.feedforward(network, params, inputs)
+        *hidden, _ = map(np.asarray, first_pass(network, normal(*shape)))
         if len(shape) == 2:
             for h in hidden:
-                np.testing.assert_allclose(jnp.mean(h**2), 1.0, rtol=0.35)
+                np.testing.assert_allclose(np.mean(h**2), 1.0, rtol=0.35)
         else:  # ReLU halves the mean square of each layer
-            np.testing.assert_allclose(jnp.mean(hidden[0] ** 2), 0.5, rtol=0.2)
-            np.testing.assert_allclose(jnp.mean(hidden[1] ** 2), 0.25, rtol=0.3)
+            np.testing.assert_allclose(np.mean(hidden[0] ** 2), 0.5, rtol=0.2)
+            np.testing.assert_allclose(np.mean(hidden[1] ** 2), 0.25, rtol=0.3)
 
 
 def change_of_logits(network, rate=0.01):
     """Mean square of the change of the logits by one step of Adam on the loss."""
-    inputs = jax.random.normal(jax.random.key(1), (32, 20))
-    targets = jax.random.normal(jax.random.key(2), (32, 4))
+    inputs, targets, tx = normal(32, 20), normal(32, 4, seed=2), optax.adam(rate)
+    grad_fn = pcjax.backprop.value_and_grad(network)
+
+    @jax.jit
+    def change(params, inputs, targets):
+        _, grads = grad_fn(params, inputs, targets)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        moved = optax.apply_updates(params, updates)
+        return network.apply(moved, inputs) - network.apply(params, inputs)
+
     params = network.init(jax.random.key(0), inputs)
-    grad_fn = jax.jit(pcjax.backprop.value_and_grad(network))
-    _, grads = grad_fn(params, inputs, targets)
-    tx = optax.adam(rate)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    moved = optax.apply_updates(params, updates)
-    change = network.apply(moved, inputs) - network.apply(params, inputs)
-    return float(jnp.sqrt(jnp.mean(change**2)))
+    return np.sqrt(np.mean(np.square(change(params, inputs, targets))))
 
 
-def test_one_step_of_adam_changes_the_logits_alike_at_all_sizes():
-    """The coordinate check: 16-fold width and 8-fold depth change little."""
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(32, 4), (256, 8)],
+        *thorough([[(32, 4), (256, 4), (32, 32)]]),
+    ],
+    ids=str,
+)
+def test_one_step_of_adam_changes_the_logits_alike_at_all_sizes(shapes):
+    """The coordinate check: 8-fold width and 2- or 8-fold depth change little."""
     scaled, mupc, standard = (
         [
             change_of_logits(
@@ -144,7 +168,7 @@ def test_one_step_of_adam_changes_the_logits_alike_at_all_sizes():
                     parametrisation=parametrisation,
                 )
             )
-            for width, count in ((32, 4), (256, 4), (32, 32))
+            for width, count in shapes
         ]
         for parametrisation in (pcjax.depth_mup, pcjax.mupc, pcjax.standard)
     )
@@ -172,10 +196,11 @@ def test_parametrisations_are_functions_of_the_place():
         )
 
     network = pcjax.mlp([3, 4, 2], parametrisation=zeros_with_bias)
-    params = network.init(jax.random.key(0), jnp.ones((1, 3)))
+    inputs = np.ones((1, 3), np.float32)
+    params = network.init(jax.random.key(0), inputs)
     assert [set(theta) for theta in params] == [{"kernel", "bias"}] * 2
-    biased = tuple({**theta, "bias": theta["bias"] + 1} for theta in params)
-    np.testing.assert_array_equal(network.apply(biased, jnp.ones((1, 3))), 1)
+    biased = tuple({**theta, "bias": np.add(theta["bias"], 1)} for theta in params)
+    np.testing.assert_array_equal(network.apply(biased, inputs), 1)
 
 
 def test_bad_residual_nets_are_refused():

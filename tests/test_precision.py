@@ -1,5 +1,7 @@
 """Products rounded to bfloat16: what they compute, and that small errors survive."""
 
+import functools
+import itertools
 import re
 from functools import partial
 
@@ -14,6 +16,7 @@ import pcjax
 from pcjax.inference.equilibrium import infer_to_equilibrium
 from pcjax.numerics import precision
 from tests import problems
+from tests.tiers import thorough
 
 # Without the option XLA may leave out a rounding where it computes in float32 anyway.
 rounding_jit = partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
@@ -28,7 +31,7 @@ def network_of(name, product_dtype=None):
         return pcjax.convnet(
             10,
             features=(8, 12, 16, 16),
-            kernel_sizes=(3, 3, 3, 3),
+            kernel_sizes=(2, 2, 2, 2),
             product_dtype=product_dtype,
         )
     activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[name]
@@ -36,10 +39,24 @@ def network_of(name, product_dtype=None):
     return pcjax.mlp(sizes, activation, product_dtype=product_dtype)
 
 
+SHAPES = {"conv": (33, 33, 3), "tanh": (48,), "relu": (48,)}
+
+
 def case_of(name, product_dtype=None, **kwargs):
-    shape = (33, 33, 3) if name == "conv" else (48,)
     network = network_of(name, product_dtype)
-    return problems.make(network, shape, batch=16, **kwargs)
+    return problems.make(network, SHAPES[name], batch=16, **kwargs)
+
+
+@functools.cache
+def shallow_case(name, product_dtype=None):
+    """Layers of the same kinds, two of them hidden, for what depth does not change."""
+    if name == "conv":
+        options = {"features": (4, 6), "kernel_sizes": (3, 3)}
+        network = pcjax.convnet(10, **options, product_dtype=product_dtype)
+        return problems.make(network, (11, 11, 3), batch=16)
+    activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[name]
+    network = pcjax.mlp([48, 64, 64, 10], activation, product_dtype=product_dtype)
+    return problems.make(network, (48,), batch=16)
 
 
 def naive(network):
@@ -75,8 +92,10 @@ def learn(network, kind, num_steps, arrays):
     return both(*arrays)
 
 
-def exact(name, kind, num_steps, arrays):
+@functools.cache
+def exact(name, kind, num_steps):
     """What `learn` gives, in float64, by differentiating the free energy."""
+    arrays = double(case_of(name))
     case = problems.Case(network_of(name), *arrays)
 
     def move(layer, slope, h):
@@ -106,12 +125,23 @@ def reached(tree):
     ]
 
 
-@pytest.mark.parametrize(("kind", "num_steps"), RUNS)
-@pytest.mark.parametrize("name", ["tanh", "relu", "conv"])
+SEEN = [("tanh", "sequential", 1), ("relu", "simultaneous", 3)]
+DEEPER = [
+    (name, *run)
+    for name in ("tanh", "relu", "conv")
+    for run in RUNS
+    if (name, *run) not in SEEN and (name, *run) != ("conv", "sequential", 3)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "num_steps"),
+    [*SEEN, ("conv", "sequential", 3), *thorough(DEEPER)],
+)
 def test_errors_of_early_layers_survive(x64, name, kind, num_steps):
     case = case_of(name, jnp.bfloat16)
     grads, errors, _ = learn(case.network, kind, num_steps, case[1:])
-    true_grads, true_errors, activities = exact(name, kind, num_steps, double(case))
+    true_grads, true_errors, activities = exact(name, kind, num_steps)
     layers = reached(true_errors)
     assert len(layers) >= min(3, len(true_errors))
     sizes = [
@@ -128,19 +158,19 @@ def test_errors_of_early_layers_survive(x64, name, kind, num_steps):
         assert distance < 0.1, (i, distance)
 
 
-@pytest.mark.parametrize(("kind", "num_steps"), RUNS)
+@pytest.mark.parametrize(("kind", "num_steps"), [*thorough(RUNS[:2]), RUNS[2]])
 def test_rounding_whole_activities_would_spoil_the_errors(x64, kind, num_steps):
     case = case_of("relu", jnp.bfloat16)
     _, errors, _ = learn(naive(case.network), kind, num_steps, case[1:])
-    _, true_errors, _ = exact("relu", kind, num_steps, double(case))
+    _, true_errors, _ = exact("relu", kind, num_steps)
     layers = reached(true_errors)
     assert min(compare(errors[i], true_errors[i])[0] for i in layers) < 0.98
 
 
-@pytest.mark.parametrize("dtype", [None, jnp.float32])
+@pytest.mark.parametrize("dtype", [None, *thorough([jnp.float32])])
 def test_float32_products_of_changes_are_better_than_of_activities(x64, dtype):
     # Nothing is rounded then; the sums of a product of whole activities are.
-    true = exact("tanh", "sequential", 1, double(case_of("tanh")))
+    true = exact("tanh", "sequential", 1)
     distances = []
     case = case_of("tanh", dtype)
     for network in (naive(case.network), case.network):
@@ -151,7 +181,7 @@ def test_float32_products_of_changes_are_better_than_of_activities(x64, dtype):
 
 @pytest.mark.parametrize("name", ["relu", "conv"])
 def test_hidden_errors_start_at_exactly_zero(name):
-    case = case_of(name, jnp.bfloat16)
+    case = shallow_case(name, jnp.bfloat16)
     inference = jax.jit(
         partial(pcjax.infer, case.network, pcjax.sequential(1, 0.05), **OPTIONS)
     )(*case[1:])
@@ -213,29 +243,54 @@ BUILD = {
 }
 
 
-@pytest.mark.parametrize("name", BUILD)
-def test_anchored_products_are_the_products(x64, name):
+ANCHORED = [
+    ("mlp", "incremental simultaneous"),
+    ("conv", "incremental sequential"),
+    ("conv", "simultaneous 3"),
+    ("autoencoder", "equilibrium"),
+    ("mixed", "sequential 3"),
+    ("mixed", "backprop"),
+]
+RULES = (
+    *("simultaneous 1", "simultaneous 3", "incremental simultaneous"),
+    *("sequential 1", "sequential 3", "incremental sequential"),
+    *("backprop", "equilibrium"),
+)
+OTHERS = [pair for pair in itertools.product(BUILD, RULES) if pair not in ANCHORED]
+
+
+@pytest.mark.parametrize(("name", "rule"), [*ANCHORED, *thorough(OTHERS)])
+def test_anchored_products_are_the_products(x64, name, rule):
     build, shape = BUILD[name]
     case = problems.make(build(None), shape, dtype=jnp.float64)
-    pairs = zip(_rules(build(None)), _rules(build(jnp.float64)), strict=True)
-    for (label, plain), (_, anchored) in pairs:
-        want, have = (jax.jit(f)(*case[1:]) for f in (plain, anchored))
-        assert jax.tree.leaves(have), label
-        problems.assert_trees_close(have, want, rtol=1e-9, atol=1e-13)
+    plain, anchored = (dict(_rules(build(dtype))) for dtype in (None, jnp.float64))
+    assert set(plain) == set(RULES)
+    want, have = (jax.jit(rules[rule])(*case[1:]) for rules in (plain, anchored))
+    assert jax.tree.leaves(have)
+    problems.assert_trees_close(have, want, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3), (3, 2)])
+def _left_out(strides):
+    return pytest.param(strides, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("strides", [(1, 3), (3, 2), *map(_left_out, [(1, 1), (2, 2)])])
 def test_transposes_of_the_convolution(x64, strides):
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=s)) for s in ((4, 9, 8, 3), (3, 2, 3, 5)))
     bilinear = precision.convolution(strides)
-    outputs, pull = jax.vjp(lambda x, w: bilinear.apply(x, w, None), x, w)
-    g = jnp.asarray(rng.normal(size=outputs.shape))
-    have = (
-        bilinear.pull_inputs(g, w, x.shape, jnp.float64),
-        bilinear.pull_kernel(x, g, w.shape, jnp.float64),
-    )
-    problems.assert_trees_close(have, pull(g))
+    plain = partial(bilinear.apply, dtype=None)
+    g = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, w).shape))
+
+    @jax.jit
+    def both(x, w, g):
+        have = (
+            bilinear.pull_inputs(g, w, x.shape, jnp.float64),
+            bilinear.pull_kernel(x, g, w.shape, jnp.float64),
+        )
+        return have, jax.vjp(plain, x, w)[1](g)
+
+    problems.assert_trees_close(*both(x, w, g))
 
 
 def test_what_is_rounded():
@@ -269,28 +324,34 @@ def test_a_known_product_has_the_derivatives_of_the_product(x64):
     def known(x, w):
         return product.known(x, w, jax.lax.stop_gradient(product.apply(x, w)))
 
-    def both(function):
+    @partial(jax.jit, static_argnums=0)
+    def both(function, x, w):
         return jax.jvp(function, (x, w), (x + 1, w - 1)), jax.vjp(function, x, w)[1](y)
 
-    problems.assert_trees_close(both(known), both(product.apply))
+    problems.assert_trees_close(both(known, x, w), both(product.apply, x, w))
     np.testing.assert_array_equal(product.known(x, w, y), y)
+
+
+@functools.cache
+def _lowered(name):
+    """The program of every rule for a network of rounded products."""
+    network, *arrays = shallow_case(name, jnp.bfloat16)
+    return {label: jax.jit(rule).lower(*arrays) for label, rule in _rules(network)}
 
 
 @pytest.mark.parametrize("name", ["relu", "conv"])
 def test_dtypes_and_parameters_are_those_of_float32(name):
-    case = case_of(name, jnp.bfloat16)
+    case = shallow_case(name, jnp.bfloat16)
     first, twin = (
-        network.layers[0].init(jax.random.key(0), case.inputs)
-        for network in (case.network, network_of(name))
+        jax.jit(network.layers[0].init)(jax.random.key(0), case.inputs)
+        for network in (case.network, shallow_case(name).network)
     )
     problems.assert_trees_close(first, twin, rtol=0, atol=0)
     method = pcjax.sequential(2, 0.05)
+    infer = partial(pcjax.infer, case.network, method, **OPTIONS)
     shapes = [
-        jax.eval_shape(f, *case[1:])
-        for f in (
-            partial(pcjax.infer, case.network, method, **OPTIONS),
-            *(rule for _, rule in _rules(case.network)),
-        )
+        jax.eval_shape(infer, *case[1:]),
+        *(program.out_info for program in _lowered(name).values()),
     ]
     floats = {
         leaf.dtype
@@ -302,10 +363,10 @@ def test_dtypes_and_parameters_are_those_of_float32(name):
 
 @pytest.mark.parametrize("name", ["relu", "conv"])
 def test_every_product_of_the_program_is_one_of_bfloat16(name):
-    case = case_of(name, jnp.bfloat16)
-    for label, rule in _rules(case.network):
-        text = jax.jit(rule).lower(*case[1:]).as_text()
-        products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
+    for label, program in _lowered(name).items():
+        products = re.findall(
+            r"stablehlo\.(?:dot_general|convolution).*", program.as_text()
+        )
         assert len(products) > 5, label
         for line in products:
             signature = line[line.rindex(": (") :]
@@ -315,11 +376,11 @@ def test_every_product_of_the_program_is_one_of_bfloat16(name):
 
 @pytest.mark.parametrize("name", ["relu", "conv"])
 def test_jit_and_vmap_change_nothing(name):
-    case = case_of(name, jnp.bfloat16)
+    case = shallow_case(name, jnp.bfloat16)
     grad_fn = pcjax.value_and_grad(case.network, pcjax.sequential(2, 0.05), **OPTIONS)
     _, params, *batch = case
-    both = [params, jax.tree.map(lambda x: 1.1 * x, params)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
+    both = [params, jax.tree.map(lambda x: np.float32(1.1) * np.asarray(x), params)]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *both)
     mapped = rounding_jit(jax.vmap(grad_fn, (0, None, None)))(stacked, *batch)
     one_by_one = rounding_jit(grad_fn)
     alone = [one_by_one(theta, *batch) for theta in both]
@@ -334,32 +395,42 @@ def test_jit_and_vmap_change_nothing(name):
             assert compare(have, want)[1] < 0.02
 
 
-@pytest.mark.parametrize("learning_rate", [1e-1, 1e-3])
-def test_incremental_follows_steps_of_the_weights_too(x64, learning_rate):
-    case = case_of("tanh", jnp.bfloat16)
-    sums = optax.GradientTransformation(
+def _sums(learning_rate):
+    """Gradient descent that adds up the gradients."""
+    return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda grads, state, params=None: (
-            jax.tree.map(lambda g: -learning_rate * g, grads),
+            jax.tree.map(lambda g: g * (-learning_rate).astype(g.dtype), grads),
             jax.tree.map(jnp.add, state, grads),
         ),
     )
+
+
+def test_incremental_follows_steps_of_the_weights_too(x64):
+    case = case_of("tanh", jnp.bfloat16)
     method = pcjax.simultaneous(6, 0.05)
 
-    def gradients(network, params, *batch):
-        update = rounding_jit(pcjax.incremental(network, method, sums, **OPTIONS))
-        return update(params, sums.init(params), *batch)[1]
+    def of(network):
+        def gradients(learning_rate, params, *batch):
+            tx = _sums(learning_rate)
+            update = pcjax.incremental(network, method, tx, **OPTIONS)
+            return update(params, tx.init(params), *batch)[1]
 
-    true = gradients(network_of("tanh"), *double(case))
-    cosines, naives = (
-        [
-            compare(*layer)[0]
-            for layer in zip(gradients(net, *case[1:]), true, strict=True)
-        ]
-        for net in (case.network, naive(case.network))
-    )
-    assert min(cosines) > 0.97
-    assert min(naives) < 0.9
+        return rounding_jit(gradients)
+
+    nets = case.network, naive(case.network), network_of("tanh")
+    close, spoiled, plain = map(of, nets)
+    for learning_rate in (1e-1, 1e-3):
+        true = plain(learning_rate, *double(case))
+        cosines, naives = (
+            [
+                compare(*layer)[0]
+                for layer in zip(of_net(learning_rate, *case[1:]), true, strict=True)
+            ]
+            for of_net in (close, spoiled)
+        )
+        assert min(cosines) > 0.97
+        assert min(naives) < 0.9
 
 
 def test_derivatives_by_the_step_size_agree_with_float32():
@@ -369,7 +440,7 @@ def test_derivatives_by_the_step_size_agree_with_float32():
         return grad_fn(*case[1:])[0][0]
 
     slopes = [
-        jax.jit(jax.grad(partial(energy, case=case_of("tanh", dtype))))(0.1)
+        jax.jit(jax.grad(partial(energy, case=shallow_case("tanh", dtype))))(0.1)
         for dtype in (jnp.bfloat16, None)
     ]
     np.testing.assert_allclose(*slopes, rtol=0.02)

@@ -1,5 +1,7 @@
 """Inference without a rate: Barzilai-Borwein, Newton-CG, kinks and equilibria."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,11 @@ from pcjax.inference.curvature import largest_curvature
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
 from pcjax.inference.kinks import at_kinks
 from pcjax.inference.newton_cg import Local, go_on
-from pcjax.inference.slopes import inner
 from pcjax.networks import linear
 from tests import problems, test_error_based, test_graphs
+from tests.tiers import thorough
 
+SIZES = (6, 7, 5, 4)
 F64 = {"dtype": jnp.float64}
 BB = pcjax.barzilai_borwein()
 
@@ -54,7 +57,7 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("count", TABLE)
+@pytest.mark.parametrize("count", [5, *thorough([11, 31])])
 def test_steps_without_a_rate_reach_the_equilibrium_in_tens_of_passes(x64, count):
     case = random_net(count)
     passes, enough = (5, 10, 20, 40), 150
@@ -92,7 +95,7 @@ def test_steps_without_a_rate_reach_the_equilibrium_in_tens_of_passes(x64, count
 
 def hand_rolled(case, num_steps, kind):
     """The rule by autodiff of `E(e)` or `F(h)`."""
-    hidden = pcjax.feedforward(*case[:3])[:-1]
+    hidden = jax.jit(lambda: pcjax.feedforward(*case[:3])[:-1])()
 
     def energy(place):
         if kind is pcjax.error_based:
@@ -100,14 +103,21 @@ def hand_rolled(case, num_steps, kind):
         activities = (case.inputs, *place, case.targets)
         return jnp.sum(pcjax.free_energy(*case[:2], activities, output=pcjax.softmax))
 
-    slope = jax.jit(jax.grad(energy))
-    along = jax.jit(lambda v, d: jax.jvp(jax.grad(energy), (v,), (d,))[1])
-    place = [0 * h for h in hidden] if kind is pcjax.error_based else list(hidden)
+    @jax.jit
+    def look(place, direction):
+        return jax.jvp(jax.grad(energy), (place,), (direction,))
+
+    def inner(one, other):
+        return sum((a * b).sum(1) for a, b in zip(one, other, strict=True))
+
+    hidden = list(map(np.asarray, hidden))
+    place = [0 * h for h in hidden] if kind is pcjax.error_based else hidden
     step = moves = old = None
     for _ in range(num_steps):
-        slopes = slope(place)
+        slopes = [np.asarray(g) for g in look(place, place)[0]]
         if step is None:
-            step = inner(slopes, slopes) / inner(slopes, along(place, slopes))
+            along = [np.asarray(g) for g in look(place, slopes)[1]]
+            step = inner(slopes, slopes) / inner(slopes, along)
         else:
             change = [new - was for new, was in zip(slopes, old, strict=True)]
             product = inner(moves, change)
@@ -122,7 +132,7 @@ def hand_rolled(case, num_steps, kind):
 
 @pytest.mark.parametrize("kind", [pcjax.error_based, pcjax.simultaneous])
 def test_iterations_are_those_of_the_rule(x64, kind):
-    case = problems.dense_case(**F64)
+    case = problems.dense_case(SIZES, **F64)
     method = kind(6, BB)
     state = pcjax.infer(case.network, method, *case[1:], output=pcjax.softmax).state
     have = state.errors[:-1] if kind is pcjax.error_based else state.activities[1:-1]
@@ -131,7 +141,7 @@ def test_iterations_are_those_of_the_rule(x64, kind):
 
 def test_linear_networks_rest_at_the_closed_form(x64):
     case = test_error_based.linear_case()
-    exact = linear_equilibrium(case.network, *case[1:])
+    exact = jax.jit(partial(linear_equilibrium, case.network))(*case[1:])
     method = pcjax.error_based(100, BB)
     found = rest(case, method, tolerance=1e-11)
     assert found.converged.all()
@@ -145,8 +155,12 @@ def test_linear_networks_rest_at_the_closed_form(x64):
     assert (exact.energy < exact.initial_energy).all()
 
 
-def test_newton_goes_on_with_what_has_not_converged(x64):
-    case = test_graphs.case_of("residual", **F64)
+@pytest.mark.parametrize("name", ["dense", *thorough(["residual"])])
+def test_newton_goes_on_with_what_has_not_converged(x64, name):
+    if name == "dense":
+        case = problems.dense_case((6, 5, 4), **F64)
+    else:
+        case = test_graphs.case_of(name, **F64)
     options = {"output": pcjax.softmax, "gamma": 0.7, "tolerance": 1e-10}
     few = pcjax.error_based(2, BB)
     left = rest(case, few, **options)
@@ -161,23 +175,22 @@ def test_newton_goes_on_with_what_has_not_converged(x64):
     problems.assert_trees_close(*hidden, rtol=1e-8, atol=1e-8)
 
 
-def test_newton_descends_what_inference_follows(x64):
+@pytest.mark.parametrize("output", ["softmax", *thorough(["identity"])])
+def test_newton_descends_what_inference_follows(x64, output):
     """A clamp that gives way has another energy than the free energy of its targets."""
-    case = problems.dense_case((6, 7, 5, 4), jnp.tanh, **F64)
-    options = {"clamp": pcjax.soft_clamp(0.5), "tolerance": 1e-9}
-    for output in (pcjax.softmax, pcjax.identity):
-        found = rest(
-            case,
-            pcjax.error_based(1, BB),
-            fallback=pcjax.newton_cg(),
-            output=output,
-            **options,
-        )
-        known = rest(case, pcjax.error_based(400, BB), output=output, **options)
-        assert found.converged.all()
-        assert not found.kinks.any()
-        hidden = (x.state.activities[1:-1] for x in (found, known))
-        problems.assert_trees_close(*hidden, rtol=1e-7, atol=1e-7)
+    case = problems.dense_case(SIZES, jnp.tanh, **F64)
+    options = {
+        "output": problems.OUTPUTS[output],
+        "clamp": pcjax.soft_clamp(0.5),
+        "tolerance": 1e-9,
+    }
+    newton = pcjax.newton_cg()
+    found = rest(case, pcjax.error_based(1, BB), fallback=newton, **options)
+    known = rest(case, pcjax.error_based(400, BB), **options)
+    assert found.converged.all()
+    assert not found.kinks.any()
+    hidden = (x.state.activities[1:-1] for x in (found, known))
+    problems.assert_trees_close(*hidden, rtol=1e-7, atol=1e-7)
 
 
 def test_newton_is_refused_where_there_is_no_energy_to_lower():
@@ -200,8 +213,8 @@ def test_fallback_leaves_those_that_have_converged(x64):
 
 
 def test_kinks_are_told_from_too_few_passes(x64):
-    relu, smooth = (random_net(5, f) for f in (jax.nn.relu, jnp.tanh))
-    scaled = jax.tree.map(lambda w: 1.4 * w, relu.params)
+    relu, smooth = random_net(5, jax.nn.relu), random_net(2, jnp.tanh)
+    scaled = jax.tree.map(lambda w: jnp.asarray(1.4 * np.asarray(w)), relu.params)
     relu = relu._replace(params=scaled, targets=3 * relu.targets)
     at_kinks = rest(relu, pcjax.error_based(300, BB), tolerance=1e-9)
     assert at_kinks.kinks.any()
@@ -212,7 +225,7 @@ def test_kinks_are_told_from_too_few_passes(x64):
 
 
 def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
-    case = problems.dense_case(**F64)
+    case = problems.dense_case(SIZES, **F64)
     options = {"output": pcjax.softmax, "gamma": 0.7}
     method = pcjax.error_based(200, BB)
     grad_fn = pcjax.at_equilibrium.value_and_grad(
@@ -223,20 +236,21 @@ def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
     assert found.converged.all()
     known = rest(case, method, tolerance=1e-9, **options)
     problems.assert_trees_close(found, known, rtol=1e-7, atol=1e-8)
-    want = pcjax.local_gradients(*case[:2], known.state.activities, **options)
+    local = partial(pcjax.local_gradients, case.network, **options)
+    want = jax.jit(local)(case.params, known.state.activities)
     problems.assert_trees_close(grads, want, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(energy, known.energy.mean(), rtol=1e-9)
     few = pcjax.at_equilibrium.value_and_grad(
         case.network, pcjax.error_based(2, BB), tolerance=1e-9, **options
     )
-    assert not few(*case[1:])[0][1].equilibrium.converged.any()
+    assert not jax.jit(few)(*case[1:])[0][1].equilibrium.converged.any()
 
 
-@pytest.mark.parametrize("product_dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("product_dtype", [jnp.bfloat16, *thorough([None])])
 def test_iterations_make_the_products_of_any_other(product_dtype):
     network = pcjax.mlp([24, 20, 16, 10], product_dtype=product_dtype)
-    inputs, targets = jnp.ones((16, 24)), jnp.ones((16, 10)) / 10
-    params = network.init(jax.random.key(0), inputs)
+    inputs, targets = (jax.ShapeDtypeStruct((16, n), jnp.float32) for n in (24, 10))
+    params = jax.eval_shape(network.init, jax.random.key(0), inputs)
 
     def count(num_steps):
         grad_fn = pcjax.value_and_grad(network, pcjax.error_based(num_steps, BB))
@@ -247,20 +261,23 @@ def test_iterations_make_the_products_of_any_other(product_dtype):
     assert third - first == 2 * 2 * 2
 
 
-@pytest.mark.parametrize("name", ["tanh", "conv", "linen", "nnx"])
+@pytest.mark.parametrize("name", ["conv", *thorough(["tanh", "linen", "nnx"])])
 def test_curvature_is_the_largest_eigenvalue_of_the_hessian(x64, name):
     case = problems.network_case(name, **F64)
-    errors = [0 * h for h in pcjax.feedforward(*case[:3])[:-1]]
+    shapes = jax.eval_shape(lambda: pcjax.feedforward(*case[:3])[:-1])
+    errors = [np.zeros(h.shape) for h in shapes]
 
     def energy(errors):
         return test_error_based.energy_of_errors(case, errors, pcjax.softmax)
 
-    flat, shape = jax.flatten_util.ravel_pytree([e[:1] for e in errors])
+    sizes = [e[0].size for e in errors]
+    flat = np.zeros(sum(sizes))
 
     def of_first(flat):
+        firsts = jnp.split(flat, np.cumsum(sizes)[:-1])
         parts = [
-            jnp.concatenate([part, e[1:]])
-            for part, e in zip(shape(flat), errors, strict=True)
+            jnp.concatenate([part.reshape(1, *e.shape[1:]), e[1:]])
+            for part, e in zip(firsts, errors, strict=True)
         ]
         return energy(parts)
 
@@ -312,7 +329,7 @@ def test_curvature_is_that_of_weights_and_clamp(x64):
         ).state
         return h - state.activities[1][0]
 
-    start = pcjax.feedforward(case.network, *batch[:2])[0][0]
+    start = jax.jit(partial(pcjax.feedforward, case.network))(*batch[:2])[0][0]
     exact = np.linalg.eigvalsh(jax.jit(jax.jacfwd(slopes))(start))[-1]
     found = largest_curvature(
         case.network, pcjax.simultaneous(1, 0.1), *batch, num_products=4, **options
@@ -322,17 +339,19 @@ def test_curvature_is_that_of_weights_and_clamp(x64):
 
 def test_steps_where_the_curvature_is_not_positive():
     rule = pcjax.barzilai_borwein(smallest=0.01, largest=1.0)
-    slopes = (jnp.array([[0.3, 0.4]] * 4),)
-    product = (jnp.array([[-3.0, -4.0], [0.0, 0.0], [0.03, 0.04], [600.0, 800.0]]),)
+    slopes = (np.array([[0.3, 0.4]] * 4, np.float32),)
+    rows = [[-3.0, -4.0], [0.0, 0.0], [0.03, 0.04], [600.0, 800.0]]
+    product = (np.array(rows, np.float32),)
     # ||g|| / ||Hg||, g.g / g.Hg, and what the bounds leave of it.
-    np.testing.assert_allclose(rule.first(slopes, product), [0.1, 0.5, 1.0, 0.01])
-    step = jnp.full(4, 0.4)
-    moves = (jnp.array([[1.0], [1.0], [1.0], [0.0]]),)
-    old = (jnp.array([[0.0], [0.0], [3.0], [0.0]]),)
-    now = (jnp.array([[4.0], [-4.0], [3.0], [2.0]]),)
+    found = jax.jit(rule.first)(slopes, product)
+    np.testing.assert_allclose(found, [0.1, 0.5, 1.0, 0.01])
+    step = np.full(4, 0.4, np.float32)
+    moves = (np.array([[1], [1], [1], [0]], np.float32),)
+    old = (np.array([[0], [0], [3], [0]], np.float32),)
+    now = (np.array([[4], [-4], [3], [2]], np.float32),)
     # <dv, dg> / <dg, dg>; half the last where that is negative; where nothing has
     # moved, or nothing has changed, the last.
-    found = rule.next(BBState(moves, old, step), now)
+    found = jax.jit(rule.next)(BBState(moves, old, step), now)
     np.testing.assert_allclose(found, [0.25, 0.2, 0.4, 0.4])
 
 
@@ -353,20 +372,28 @@ def test_newton_leaves_what_is_no_minimum_and_counts_its_passes(x64):
         linearised,
         lambda errors: jnp.linalg.norm(linearised(errors)[0][0], axis=1) < 1e-9,
     )
-    start = jnp.array([[0.0, 0.1], [0.1, -0.2], [0.0, 1.0]])
-    active = ~local.arrived((start,))
-    (found,), passes = go_on(pcjax.newton_cg(30), local, (start,), active)
+    start = np.array([[0.0, 0.1], [0.1, -0.2], [0.0, 1.0]])
+
+    def run(num_steps):
+        def of(start):
+            active = ~local.arrived((start,))
+            return go_on(pcjax.newton_cg(num_steps), local, (start,), active)
+
+        return jax.jit(of)(start)
+
+    (found,), passes = run(30)
     np.testing.assert_allclose(found, [[0, 1], [0, -1], [0, 1]], atol=1e-8)
     assert passes[2] == 0
     # One step: the gradients before and in it, a product, which is two, and one more
     # gradient where it leads.
-    _, passes = go_on(pcjax.newton_cg(1), local, (start,), active)
+    _, passes = run(1)
     np.testing.assert_array_equal(passes, [5, 5, 0])
 
 
 def test_a_step_that_gains_nothing_is_at_a_kink_if_little_was_promised():
     """`|v| + rest`, where a step of 1 from 1/2 promises 1/2 and gains nothing."""
 
+    @jax.jit
     def kinks(rest):
         local = Local(
             lambda errors: jnp.abs(errors[0][:, 0]) + rest,

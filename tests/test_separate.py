@@ -1,5 +1,7 @@
 """Whether the examples of a batch are separate: told of every layer that mixes them."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pcjax
 from pcjax.networks.network import Layer, Network
 from pcjax.networks.separate import check_separate
 from tests import problems
+from tests.tiers import thorough
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
 
@@ -22,12 +25,30 @@ def _with(function):
 
 def _check(function, inputs=INPUTS):
     network = _with(function)
-    check_separate(network, network.init(jax.random.key(0), inputs), inputs)
+    check_separate(network, _params(), inputs)
 
 
-@pytest.mark.parametrize("name", ["relu", "conv", "residual", "linen", "nnx"])
+@functools.cache
+def _params():
+    """Of every network of `_with`."""
+    return problems.make(_with(lambda x: x), INPUTS.shape[1:]).params
+
+
+@pytest.mark.parametrize("name", ["residual", "nnx", *thorough(["relu", "linen"])])
 def test_separate_layers_pass(name):
     case = problems.network_case(name)
+    check_separate(case.network, case.params, case.inputs)
+
+
+def test_a_separate_convolution_passes():
+    network = pcjax.convnet(4, features=(3,), kernel_sizes=(3,))
+    case = problems.make(network, (6, 5, 2), batch=3)
+    check_separate(network, case.params, case.inputs)
+
+
+@pytest.mark.exhaustive
+def test_separate_convolutions_pass():
+    case = problems.network_case("conv")
     check_separate(case.network, case.params, case.inputs)
 
 
@@ -49,7 +70,13 @@ def test_layers_that_mix_are_named(name):
         _check(MIXING[name])
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (1, 0), (0, 4), (4, 0), (1, 3), (3, 2)])
+OTHER_PAIRS = [
+    pytest.param(pair, marks=pytest.mark.exhaustive)
+    for pair in ((1, 0), (0, 4), (1, 3))
+]
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (4, 0), (3, 2), *OTHER_PAIRS])
 def test_a_single_pair_is_found(pair):
     one, other = pair
     with pytest.raises(ValueError, match=r"layer 1 mixes .* depends on the others"):
@@ -77,9 +104,9 @@ def test_tokens_stand_in_for_each_other():
         return embed.apply(params, x) - embed.apply(params, x).mean(0, keepdims=True)
 
     tokens = jnp.asarray([[3, 1], [3, 2], [0, 2]])
+    params = Network((embed, pcjax.dense(4))).init(jax.random.key(0), tokens)
     for layer, mixes in ((embed, False), (embed._replace(apply=mean), True)):
         network = Network((layer, pcjax.dense(4)))
-        params = network.init(jax.random.key(0), tokens)
         if mixes:
             with pytest.raises(ValueError, match=r"layer 0 mixes .* on the others"):
                 check_separate(network, params, tokens)

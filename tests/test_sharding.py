@@ -12,6 +12,7 @@ import pytest
 
 from pcjax.training import sharding
 from tests.devices import pair
+from tests.tiers import thorough
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,12 +47,16 @@ def _finish(*processes):
 
 
 @pytest.mark.slow
-def test_on_eight_virtual_devices():
+@pytest.mark.parametrize(
+    "options", [[], *thorough([["--all-faults", "-m", "exhaustive"]])]
+)
+def test_on_eight_virtual_devices(options):
     _finish(
         _start(
             "pytest",
             "-p",
             "no:cacheprovider",
+            *options,
             "tests/devices/eight.py",
             flags="--xla_force_host_platform_device_count=8",
         )

@@ -1,7 +1,8 @@
 """Errors far below the rounding of the activities, against 50-digit decimals."""
 
 import decimal
-from functools import partial
+from functools import cache, partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 
 import pcjax
 from pcjax.numerics.changes import change_of, linear
+from tests import problems
+from tests.tiers import thorough
 
 decimal.getcontext().prec = 50
 exp = {
@@ -72,64 +75,86 @@ def relative_errors(params, grads, expected):
         have = np.asarray(grad["kernel"], np.float64)
         number = object if want.dtype == object else np.float64
         difference = convert(have, number) - want
-        size = float(sum(v * v for v in want.ravel())) ** 0.5
-        distances.append(float(sum(v * v for v in difference.ravel())) ** 0.5 / size)
+        size = float(np.sum(want * want)) ** 0.5
+        distances.append(float(np.sum(difference * difference)) ** 0.5 / size)
     return distances
 
 
-def batch(sizes, scale=None):
-    """A network with parameters in float32, and a batch of two."""
+def batch(sizes, scale):
+    """Parameters in float32, and a batch of two."""
     rng = np.random.default_rng(0)
-    network = pcjax.mlp(sizes)
-    x = rng.uniform(size=(2, sizes[0])).astype(np.float32)
-    params = network.init(jax.random.key(0), jnp.asarray(x))
-    if scale is not None:
-        params = [
-            {
-                "kernel": scale(*p["kernel"].shape, rng).astype(np.float32),
-                "bias": 0 * p["bias"],
-            }
-            for p in params
-        ]
-    y = np.eye(sizes[-1], dtype=np.float32)[rng.integers(0, sizes[-1], 2)]
-    return network, params, x, y
+    x = rng.uniform(size=(2, sizes[0]))
+    params = [scale(*pair, rng) for pair in pairwise(sizes)]
+    y = np.eye(sizes[-1])[rng.integers(0, sizes[-1], 2)]
+    return jax.tree.map(np.float32, (params, x, y))
+
+
+def default(rows, columns, rng):
+    """As `dense` draws them."""
+    bound = rows**-0.5
+    shapes = {"kernel": (rows, columns), "bias": (columns,)}
+    return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
 
 
 def he(rows, columns, rng):
-    return rng.normal(size=(rows, columns)) * (2 / rows) ** 0.5
+    kernel = rng.normal(size=(rows, columns)) * (2 / rows) ** 0.5
+    return {"kernel": kernel, "bias": np.zeros(columns)}
 
 
-@pytest.mark.parametrize("eps", [0.05, 0.1])
-@pytest.mark.parametrize("scale", [None, he], ids=["default", "He"])
+DEEP = [12] * 20 + [5]
+
+
+@cache
+def of_twenty(near):
+    """The gradient function of all cases, `(eps, params, x, y)`, compiled."""
+    network = pcjax.mlp(DEEP)
+    if not near:
+        layers = tuple(layer._replace(near=None) for layer in network.layers)
+        network = pcjax.Network(layers)
+
+    def grads(eps, *batch):
+        method = pcjax.sequential(3, eps)
+        return pcjax.value_and_grad(network, method, output=pcjax.softmax)(*batch)[1]
+
+    return jax.jit(grads)
+
+
+@pytest.mark.parametrize(
+    ("scale", "eps"),
+    [(default, 0.05), (he, 0.1), *thorough([(default, 0.1), (he, 0.05)])],
+)
 def test_the_first_layers_of_twenty_learn(scale, eps):
-    network, params, x, y = batch([12] * 20 + [5], scale)
-    grad_fn = pcjax.value_and_grad(
-        network, pcjax.sequential(3, eps), output=pcjax.softmax
-    )
-    _, grads = grad_fn(params, x, y)
-    expected = gradients(params, x, y, float(np.float32(eps)), 3, object)
+    params, x, y = batch(DEEP, scale)
+    eps = np.float32(eps)
+    expected = gradients(params, x, y, float(eps), 3, object)
+    grads = of_twenty(near=True)(eps, params, x, y)
     assert max(relative_errors(params, grads, expected)) < 1e-5
     # Subtracting predictions, as a module of unknown inside must, loses them.
-    layers = tuple(layer._replace(near=None) for layer in network.layers)
-    grad_fn = pcjax.value_and_grad(
-        pcjax.Network(layers), pcjax.sequential(3, eps), output=pcjax.softmax
-    )
-    assert relative_errors(params, grad_fn(params, x, y)[1], expected)[0] > 1e-3
+    grads = of_twenty(near=False)(eps, params, x, y)
+    assert relative_errors(params, grads, expected)[0] > 1e-3
 
 
 @pytest.mark.parametrize(
     ("sizes", "num_steps", "eps"),
     [
-        ([3072, 1024, 1024, 1024, 10], 3, 0.05),
-        ([3072, 1024, 256, 20, 256, 1024, 10], 6, 0.035),
+        pytest.param([3072, 1024, 1024, 1024, 10], 3, 0.05, id="MLP"),
+        *thorough(
+            [
+                pytest.param(
+                    [3072, 1024, 256, 20, 256, 1024, 10],
+                    6,
+                    0.035,
+                    id="autoencoder's encoder and decoder",
+                )
+            ]
+        ),
     ],
-    ids=["MLP", "autoencoder's encoder and decoder"],
 )
 def test_the_papers_nets(sizes, num_steps, eps):
-    network, params, x, y = batch(sizes)
+    params, x, y = batch(sizes, default)
     method = pcjax.sequential(num_steps, eps)
-    grad_fn = pcjax.value_and_grad(network, method, output=pcjax.softmax)
-    _, grads = grad_fn(params, x, y)
+    grad_fn = pcjax.value_and_grad(pcjax.mlp(sizes), method, output=pcjax.softmax)
+    _, grads = jax.jit(grad_fn)(params, x, y)
     # Six layers lose nothing in float64.
     expected = gradients(params, x, y, float(np.float32(eps)), num_steps, np.float64)
     assert max(relative_errors(params, grads, expected)) < 1e-5
@@ -148,22 +173,53 @@ FUNCTIONS = {
     "user's": lambda x: jnp.sin(2 * x) + 0.1 * x,
     "user's with a kink": lambda x: jnp.maximum(x, 0.2 * x - 0.3),
 }
+# Smooth ones of which only values and slopes are known, as of the user's.
+SMOOTH = ("sigmoid", "silu", "softplus")
+NAMES = [*(name for name in FUNCTIONS if name not in SMOOTH), *thorough(SMOOTH)]
+COUNT = 4096  # of all shifts, so that the tests below share programs
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@cache
+def changed(name):
+    """`(a, d) -> f(a + d) - f(a)` and its slope in d, compiled."""
+    change = change_of(FUNCTIONS[name])
+
+    def both(a, d):
+        found, pull = jax.vjp(change, a, d)
+        return found, pull(jnp.ones_like(found))[1]
+
+    return jax.jit(both)
+
+
+@cache
+def plain(name):
+    """The difference, the slope at a times d, and the slope at a + d, compiled."""
+    function = FUNCTIONS[name]
+
+    def all_three(a, d):
+        start, along = jax.jvp(function, (a,), (d,))
+        end, slope = jax.jvp(function, (a + d,), (jnp.ones_like(a),))
+        return end - start, along, slope
+
+    return jax.jit(all_three)
+
+
+def in_float64(name, a, d):
+    """What `plain` gives in float64, as NumPy arrays."""
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else _x64():
+        wide = np.asarray(a, np.float64), np.asarray(d, np.float64)
+        return [np.asarray(x) for x in plain(name)(*wide)]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1e-12, 1e-7, 1e-4, 1e-2, 1.0])
 def test_changes_of_functions_are_exact_relative_to_the_shift(name, size):
-    function = FUNCTIONS[name]
     rng = np.random.default_rng(0)
-    a = rng.normal(size=4000).astype(np.float32)
-    d = (size * rng.normal(size=4000)).astype(np.float32)
-    found = np.asarray(jax.jit(change_of(function))(a, d))
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else _x64():
-        wide = jnp.asarray(a, jnp.float64), jnp.asarray(d, jnp.float64)
-        # Below 1e-6 float64 loses digits, too: there the slope is the change.
-        a64, d64 = wide
-        difference = np.asarray(function(a64 + d64) - function(a64))
-        slope = np.asarray(jax.jvp(function, (a64,), (d64,))[1])
+    a = rng.normal(size=COUNT).astype(np.float32)
+    d = (size * rng.normal(size=COUNT)).astype(np.float32)
+    found = np.asarray(changed(name)(a, d)[0])
+    # Below 1e-6 float64 loses digits, too: there the slope is the change.
+    difference, slope, _ = in_float64(name, a, d)
     want = slope if size < 1e-6 else difference
     # Over a long way, and across a kink, the difference is what there is.
     rounding = 8 * np.finfo(np.float32).eps * (1 + np.abs(a))
@@ -177,47 +233,39 @@ def _x64():
     return jax.experimental.enable_x64(True)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_changes_are_differentiated_as_what_they_are(x64, name):
     function = FUNCTIONS[name]
     rng = np.random.default_rng(1)
-    a, d, along, also = (jnp.asarray(rng.normal(size=50)) for _ in range(4))
+    arrays = tuple(rng.normal(size=50) for _ in range(4))
     change = change_of(function)
 
-    def plain(a, d):
+    def difference(a, d):
         return function(a + d) - function(a)
 
-    for mapped in (change, plain):
-        assert mapped(a, d).dtype == jnp.float64
-    have = jax.jvp(change, (a, d), (along, also))
-    want = jax.jvp(plain, (a, d), (along, also))
-    np.testing.assert_allclose(have[0], want[0], atol=1e-12)
-    np.testing.assert_allclose(have[1], want[1], atol=1e-12)
-    pulled = jax.vjp(change, a, d)[1](along), jax.vjp(plain, a, d)[1](along)
-    np.testing.assert_allclose(*pulled, atol=1e-12)
+    def derivatives(mapped, a, d, along, also):
+        pushed = jax.jvp(mapped, (a, d), (along, also))
+        return *pushed, *jax.vjp(mapped, a, d)[1](along)
+
+    have, want = jax.jit(
+        lambda *a: [derivatives(mapped, *a) for mapped in (change, difference)]
+    )(*arrays)
+    for one, other in zip(have, want, strict=True):
+        assert one.dtype == other.dtype == jnp.float64
+        np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_changes_over_a_long_way_are_the_difference(name, dtype):
-    function = FUNCTIONS[name]
     sizes = np.array([0.13, 0.6, 1.7, 5.2, 9.4, 13.0, 31.0, 300.0])
     signed = np.concatenate([-sizes, sizes])
     pairs = np.meshgrid(signed, 1.1 * signed)
-    a, d = (jnp.asarray(x.ravel(), dtype) for x in pairs)
-    change = change_of(function)
-
-    def both(a, d):
-        found, pull = jax.vjp(change, a, d)
-        return found, pull(jnp.ones_like(found))[1]
-
-    found, slopes = jax.jit(both)(a, d)
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else _x64():
-        a64, d64 = (jnp.asarray(np.asarray(x, np.float64)) for x in (a, d))
-        want = np.asarray(function(a64 + d64) - function(a64))
-        slope = np.asarray(jax.jvp(function, (a64 + d64,), (jnp.ones_like(a64),))[1])
+    a, d = (np.resize(x, COUNT).astype(dtype) for x in pairs)
+    found, slopes = changed(name)(a, d)
+    want, _, slope = in_float64(name, a, d)
     rounding = 16 * float(jnp.finfo(dtype).eps)
-    reach = np.abs(np.asarray(a64)) + np.abs(np.asarray(d64))
+    reach = np.abs(np.float64(a)) + np.abs(np.float64(d))
     have = np.asarray(found, np.float64)
     np.testing.assert_array_less(np.abs(have - want), rounding * (1 + reach))
     have = np.asarray(slopes, np.float64)
@@ -233,10 +281,11 @@ def test_a_function_that_cannot_be_hashed_has_a_change():
 
     layer = pcjax.dense(3, Scaled())
     network = pcjax.Network((pcjax.dense(4), layer))
-    x, y = jnp.ones((2, 4)), jnp.ones((2, 3))
-    params = network.init(jax.random.key(0), x)
-    grad_fn = pcjax.value_and_grad(network, pcjax.sequential(2, 0.1))
+    batch = problems.make(network, (4,))[1:]
     named = pcjax.dense(3, partial(lambda x: 2 * jnp.tanh(x)))
     twin = pcjax.Network((network.layers[0], named))
-    want = pcjax.value_and_grad(twin, pcjax.sequential(2, 0.1))(params, x, y)
-    np.testing.assert_allclose(grad_fn(params, x, y)[0][0], want[0][0])
+    have, want = (
+        jax.jit(pcjax.value_and_grad(net, pcjax.sequential(2, 0.1)))(*batch)
+        for net in (network, twin)
+    )
+    np.testing.assert_allclose(have[0][0], want[0][0])

@@ -13,7 +13,8 @@ from benchmarks import hlo
 from pcjax.networks.pooling import Pool
 from tests import problems
 from tests.test_convolve import by_sums
-from tests.test_counts import _compile, _learning
+from tests.test_counts import _learning
+from tests.tiers import thorough
 
 POOLS = {"max": pcjax.max_pool, "average": pcjax.average_pool}
 
@@ -40,7 +41,7 @@ def test_a_layer_is_a_convolution_with_activation_and_pool(x64, name):
     padded = np.pad(images, ((0, 0), (1, 1), (2, 2), (0, 0)))
     values = np.tanh(by_sums(padded, kernel, (1, 2)) + bias)  # [2, 5, 6, 3]
     want = by_windows(values, (2, 3), {"max": np.max, "average": np.mean}[name])
-    found = layer.apply({"kernel": kernel, "bias": bias}, jnp.asarray(images))
+    found = jax.jit(layer.apply)({"kernel": kernel, "bias": bias}, images)
     np.testing.assert_allclose(found, want, rtol=1e-12)
 
 
@@ -63,8 +64,12 @@ def plain_pool():
     ("pool", "activation"),
     [
         (pcjax.max_pool(), jax.nn.gelu),
-        (pcjax.average_pool(), jnp.tanh),
-        (plain_pool(), jax.nn.leaky_relu),
+        *thorough(
+            [
+                (pcjax.average_pool(), jnp.tanh),
+                (plain_pool(), jax.nn.leaky_relu),
+            ]
+        ),
     ],
 )
 def test_inference_and_gradients_are_those_of_the_free_energy(x64, pool, activation):
@@ -103,26 +108,29 @@ def test_changes_of_pools_are_exact_relative_to_the_shift(name, size):
     )
 
 
-def test_a_vgg_has_the_products_of_other_nets():
+@pytest.mark.parametrize("kind", ["sequential", *thorough(["simultaneous"])])
+def test_a_vgg_has_the_products_of_other_nets(kind):
     network, layers, num_steps = pcjax.vgg(5, 10, width=2), 5, 3
-    arrays = jnp.ones((2, 16, 16, 3)), jnp.ones((2, 10)) / 10
-
-    def count(method):
-        update = _learning(network, method)
-        return hlo.count(_compile(network, *arrays, update, optax.sgd(0.1)))
-
-    counts = count(pcjax.sequential(num_steps, 0.05))
-    assert counts.dots == 2 * layers + 2 * num_steps * (layers - 1)
+    inputs, targets = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 3), (2, 10))
+    )
+    params = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    update = _learning(network, problems.METHODS[kind](num_steps, 0.05))
+    state = jax.eval_shape(optax.sgd(0.1).init, params)
+    counts = hlo.count(jax.jit(update).lower(params, state, inputs, targets).compile())
+    every = 2 * layers + 2 * num_steps * (layers - 1)
+    if kind == "simultaneous":
+        # Three iterations are one below the number of hidden activities.
+        zero = sum(2 * (layers - 2 - t) for t in range(num_steps))
+        assert counts.dots == every - zero
+        return
+    assert counts.dots == every
     # Multiply-adds of each layer; two products touch the first, 2 + 2T the others.
     sides, channels = (16, 8, 4, 2), (3, 2, 4, 8, 8)
     pairs = zip(sides, itertools.pairwise(channels), strict=True)
     products = [n * n * 9 * a * b for n, (a, b) in pairs]
     first, *others = [*products, 8 * 10]
     assert counts.flops == 2 * 2 * (2 * first + (2 + 2 * num_steps) * sum(others))
-    # Three iterations are one below the number of hidden activities.
-    zero = sum(2 * (layers - 2 - t) for t in range(num_steps))
-    simultaneous = count(pcjax.simultaneous(num_steps, 0.05))
-    assert simultaneous.dots == counts.dots - zero
 
 
 def test_shapes_and_sizes_of_the_vgg_nets():
@@ -158,7 +166,7 @@ def test_initialisations_are_arguments():
     he = jax.nn.initializers.he_normal()
     images = jnp.ones((1, 8, 8, 16))
     init = pcjax.conv(32, (3, 3), kernel_init=orthogonal).init
-    params = init(jax.random.key(0), images)
+    params = jax.jit(init)(jax.random.key(0), images)
     flat = np.asarray(params["kernel"]).reshape(-1, 32)
     np.testing.assert_allclose(flat.T @ flat, np.eye(32), atol=1e-5)
     np.testing.assert_array_equal(params["bias"], np.zeros(32))
@@ -167,7 +175,8 @@ def test_initialisations_are_arguments():
         (pcjax.vgg(5, 64, width=64, kernel_init=he), 27),
     ):
         shape = (1, 1024) if fan_in == 1024 else (1, 16, 16, 3)
-        kernel = network.init(jax.random.key(1), jnp.ones(shape))[0]["kernel"]
+        init = jax.jit(network.layers[0].init)
+        kernel = np.asarray(init(jax.random.key(1), jnp.ones(shape))["kernel"])
         deviation = np.std(kernel) * np.sqrt(fan_in / 2)
         assert deviation == pytest.approx(1, abs=5 / np.sqrt(2 * kernel.size))
 
@@ -204,28 +213,24 @@ def test_images_too_small_for_filters_and_padding_are_refused():
 
 
 def test_a_vgg_ends_its_convolutions_in_the_pool_that_is_given():
-    def values(pool):
-        network = pcjax.vgg(5, 3, width=2, pool=pool)
-        images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-        params = network.init(jax.random.key(0), images)
-        return network, params, images
-
-    network, params, images = values(pcjax.average_pool())
+    layer = pcjax.vgg(5, 3, width=2, pool=pcjax.average_pool()).layers[0]
+    case = problems.make(pcjax.Network((layer,)), (16, 16, 3), batch=2)
+    [theta], images = case.params, case.inputs
     plain = pcjax.conv(2, (3, 3), (1, 1), activation=jax.nn.gelu, padding=(1, 1))
-    want = by_windows(np.asarray(plain.apply(params[0], images)), (2, 2), np.mean)
-    found = network.layers[0].apply(params[0], images)
+    want = by_windows(np.asarray(jax.jit(plain.apply)(theta, images)), (2, 2), np.mean)
+    found = jax.jit(layer.apply)(theta, images)
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
 
 
 def test_the_last_layer_of_a_vgg_has_the_options_of_the_others():
     zeros = jax.nn.initializers.zeros
     images = jnp.ones((1, 16, 16, 3))
-    params = pcjax.vgg(5, 3, width=2, kernel_init=zeros).init(jax.random.key(0), images)
+    network = pcjax.vgg(5, 3, width=2, kernel_init=zeros)
+    params = jax.jit(network.init)(jax.random.key(0), images)
     assert all(not np.any(theta["kernel"]) for theta in params)
-    rough = pcjax.vgg(5, 3, width=2, product_dtype=jnp.bfloat16)
-    params = rough.init(jax.random.key(0), images)
-    features = jax.random.normal(jax.random.key(1), (2, 8))
-    last = params[-1]
-    found = rough.layers[-1].apply(last, features)
+    rough = pcjax.vgg(5, 3, width=2, product_dtype=jnp.bfloat16).layers[-1]
+    case = problems.make(pcjax.Network((rough,)), (8,), batch=2)
+    [last], features = case.params, case.inputs
+    found = rough.apply(last, features)
     exact = pcjax.dense(3).apply(last, features)
     assert 1e-4 < np.abs(found - exact).max() < 0.1

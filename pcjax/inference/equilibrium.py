@@ -162,7 +162,8 @@ def linear_equilibrium(
         raise ValueError(f"{name}: gamma and decay must be numbers, not functions.")
     weights = hashable(gamma), hashable(decay)
     problem = Problem(network, identity, soft_clamp(clamp_gamma), *weights, name)
-    return _solve(problem, tuple(params), inputs, targets, clamp_gamma, tolerance)
+    arrays = (tuple(params), inputs, targets, clamp_gamma, tolerance)
+    return once_compiled(_solve, (problem,), arrays)
 
 
 def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibrium:

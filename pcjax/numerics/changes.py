@@ -89,9 +89,7 @@ def _of_gelu(a: jax.Array, d: jax.Array) -> jax.Array:
     c, k = (2 / np.pi) ** 0.5, 0.044715
     before, after = (jnp.tanh(c * (x + k * x**3)) for x in (a, a + d))
     step = jnp.tanh(c * d * (1 + k * (3 * a * (a + d) + d**2)))
-    # Over a long way the change of the cubes is their rounding.
-    far = jnp.abs(d) > 0.5 * (1 + jnp.abs(a))
-    moved = jnp.where(far, after - before, _moved(before, after, step))
+    moved = _moved(before, after, step)
     return 0.5 * (d * (1 + before + moved) + a * moved)
 
 

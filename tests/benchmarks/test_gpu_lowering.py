@@ -4,13 +4,15 @@ Seen is that they lower, that nothing meant for CPUs is in them, and how many pr
 they have; not what XLA makes of them.
 """
 
+from functools import cache, partial
+
 import jax
-import jax.numpy as jnp
 import pytest
 from jax import export
 
 from benchmarks import workloads
 from pcjax.optimizers import finite
+from tests.tiers import thorough
 
 SMALL = {
     "mlp": lambda: workloads.mlp(4, 32),
@@ -32,10 +34,25 @@ PRODUCTS = {
 }
 
 
+# Each net and each program once, and all whose number of products is known.
+QUICK = [*PRODUCTS, ("mlp", "IL"), ("mlp", "iPC")]
+OTHERS = [(net, name) for net in SMALL for name in PROGRAMS if (net, name) not in QUICK]
+
+
+@cache
+def _load(net):
+    return SMALL[net]()
+
+
 @pytest.fixture
 def on_gpu(monkeypatch):
     """What pcjax asks for, which is the platform, says GPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def _start(load, program):
+    """The shapes of parameters and optimizer state."""
+    return jax.eval_shape(partial(workloads.start, load, program))
 
 
 def _lower(update, *arguments):
@@ -47,15 +64,14 @@ def _count(text):
 
 
 @pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("net", SMALL)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(("net", "name"), [*QUICK, *thorough(OTHERS)])
 def test_five_networks_are_as_many_products_as_one(net, name):
-    load = SMALL[net]()
+    load = _load(net)
     program = PROGRAMS[name](load)
-    state = workloads.start(load, program)
+    state = _start(load, program)
     batch = load.inputs, load.targets
     one = _lower(program.update, *state, *batch)
-    states = jax.tree.map(lambda x: jnp.stack([x] * 5), state)
+    states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, *x.shape), x.dtype), state)
     five = _lower(jax.vmap(program.update, (0, 0, None, None)), *states, *batch)
     assert _count(one) == _count(five)
     assert _count(one) == PRODUCTS.get((net, name), _count(one))
@@ -79,11 +95,11 @@ def test_without_a_cpu_nothing_is_counted(monkeypatch):
 @pytest.mark.usefixtures("on_gpu")
 def test_a_guard_is_a_select_and_no_loop():
     # The loop of one round that spares copies on a CPU would make a GPU wait.
-    load = SMALL["mlp"]()
+    load = _load("mlp")
     program = PROGRAMS["BP"](load)
     tx = finite.guard(program.tx)
-    params, _ = workloads.start(load, program)
+    params, _ = _start(load, program)
     grads = params
-    text = _lower(tx.update, grads, tx.init(params), params)
+    text = _lower(tx.update, grads, jax.eval_shape(tx.init, params), params)
     assert "stablehlo.while" not in text
     assert "stablehlo.select" in text

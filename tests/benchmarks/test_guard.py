@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import workloads
 from experiments.costs import measures as cost_measures
+from tests.tiers import thorough
 
 PROGRAMS = {
     "BP": lambda load: workloads.backprop(load, "SGD"),
@@ -49,6 +50,16 @@ GUARD = {
     ("autoencoder", "ePC T=3"): (42, 14.4),
     ("autoencoder", "iPC T=3"): (51, 28.4),
 }
+# Each net and each program once.
+QUICK = [
+    ("mlp", "BP"),
+    ("mlp", "SeqIL T=1"),
+    ("mlp", "IL T=15"),
+    ("mlp", "ePC T=3"),
+    ("mlp", "iPC T=3"),
+    ("conv", "SeqIL-MQ T=3"),
+    ("autoencoder", "SeqIL T=1"),
+]
 
 
 @functools.cache
@@ -57,7 +68,9 @@ def load_net(net):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("net", "name"), GUARD)
+@pytest.mark.parametrize(
+    ("net", "name"), [*QUICK, *thorough(case for case in GUARD if case not in QUICK)]
+)
 def test_products_flops_and_temporaries(net, name):
     load = load_net(net)
     program = PROGRAMS[name](load)

@@ -12,6 +12,7 @@ from benchmarks.peers import environments, libraries, protocol, reference, repor
 from benchmarks.peers.process import Process, ProcessError
 from benchmarks.peers.protocol import Method
 from benchmarks.peers.report import Row
+from tests.tiers import thorough
 
 _SIZES = (7, 6, 5, 4, 3)
 _IL = Method("simultaneous", 3, "SGD")
@@ -155,7 +156,12 @@ def _borrowed_environment(folder, **_):
 
 
 @pytest.mark.slow
-def test_a_new_environment_that_cannot_be_filled_says_why(tmp_path):
+@pytest.mark.parametrize("borrowed", [True, *thorough([False])])
+def test_a_new_environment_that_cannot_be_filled_says_why(
+    tmp_path, borrowed, monkeypatch
+):
+    if borrowed:
+        monkeypatch.setattr(environments.venv, "create", _borrowed_environment)
     nowhere = libraries.Environment((("--no-index", "a-library-that-is-nowhere"),))
     with pytest.raises(environments.InstallError, match=r"^No matching distribution"):
         environments.install(nowhere, tmp_path / "env")
@@ -336,8 +342,16 @@ def test_the_oracles_convolutions_have_the_gradient_of_their_loss(small_vgg):
             np.testing.assert_allclose(a, b, atol=1e-7)
 
 
-@pytest.mark.parametrize("net", ["mlp", "vgg5"])
-@pytest.mark.parametrize("inference", ["simultaneous", "sequential", "error-based"])
+@pytest.mark.parametrize(
+    ("inference", "net"),
+    [
+        ("simultaneous", "mlp"),
+        ("sequential", "mlp"),
+        ("error-based", "mlp"),
+        ("sequential", "vgg5"),
+        *thorough([("simultaneous", "vgg5"), ("error-based", "vgg5")]),
+    ],
+)
 def test_the_oracles_inference_is_pcjaxs(inference, net, small, request):
     """Two programs written apart; in float32, for jax has no other here."""
     if net == "vgg5":

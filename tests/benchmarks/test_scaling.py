@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hlo, payoff
+from tests.tiers import thorough
 
 PROGRAM = """\
 HloModule step
@@ -92,12 +93,28 @@ def test_speedups_follow_from_the_times():
     assert payoff.speedup(flops, parameters, 64, 1, HARDWARE) == 1
 
 
+# The benchmark with its second program alone, on nets of two layers.
+SMALL = """
+import runpy
+from functools import partial
+from benchmarks import payoff, workloads
+every = payoff.programs
+payoff.programs = lambda load: every(load)[1:2]
+workloads.mlp = partial(workloads.mlp, depth=2)
+runpy.run_module("benchmarks.scaling", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
-def test_the_benchmark_runs(tmp_path):
+@pytest.mark.parametrize(
+    ("depth", "run"),
+    [(2, ["-c", SMALL]), *thorough([(4, ["-m", "benchmarks.scaling"])])],
+)
+def test_the_benchmark_runs(tmp_path, depth, run):
     file = tmp_path / "scaling.json"
     arguments = ["--devices", "2", "--width", "32", "--rounds", "1", "--json", file]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", *map(str, arguments)],
+        [sys.executable, *run, *map(str, arguments)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -107,7 +124,7 @@ def test_the_benchmark_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "prove nothing about scaling" in done.stdout
     result = json.loads(file.read_text())
-    numbers = 3073 * 32 + 2 * 33 * 32 + 33 * 10
+    numbers = 3073 * 32 + (depth - 2) * 33 * 32 + 33 * 10
     for row in result["scaling"]:
         expected = 0 if row["devices"] == 1 else 4 * (numbers + 1) / numbers
         assert row["bytes_per_parameter"] == pytest.approx(expected)

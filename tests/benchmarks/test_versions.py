@@ -5,8 +5,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import versions
+from tests.tiers import thorough
 
 HERE = Path(__file__).parents[2]
+PAPERS = "[3072, 1024, 1024, 1024, 10]"
+
+
+@pytest.fixture(params=["[3072, 4, 10]", *thorough([PAPERS])], autouse=True)
+def sizes(request, monkeypatch):
+    """A small net in the place of the paper's, which takes long to compile."""
+    assert PAPERS in versions._WORKER
+    worker = versions._WORKER.replace(PAPERS, request.param)
+    monkeypatch.setattr(versions, "_WORKER", worker)
 
 
 def test_both_versions_make_iterations():

@@ -1,13 +1,15 @@
 """The profile of a training run."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import hlo, whole_run
+from benchmarks import hlo, whole_run, workloads
+from tests.tiers import thorough
 
 READS_PROFILES = hasattr(jax.profiler, "ProfileData")
 
@@ -61,9 +63,17 @@ def test_kinds_of_instructions():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not READS_PROFILES, reason="this JAX cannot read its profiles")
-def test_most_of_a_run_is_products(tmp_path):
+@pytest.mark.parametrize(
+    ("width", "depth", "program"),
+    [(512, 3, "SeqIL-SGD T=6"), *thorough([(1024, 4, "SeqIL-MQ T=3")])],
+)
+def test_most_of_a_run_is_products(tmp_path, monkeypatch, width, depth, program):
+    net = partial(workloads.mlp, width=width, depth=depth)
+    monkeypatch.setitem(workloads.NETS, "mlp", net)
     path = tmp_path / "run.json"
-    config = whole_run.Config(epochs=1, seeds=2, steps=3, profiled_steps=3, json=path)
+    config = whole_run.Config(
+        program=program, epochs=1, seeds=2, steps=3, profiled_steps=3, json=path
+    )
     whole_run.main(config)
     found = json.loads(path.read_text())
     shares = found["share_of_time"]

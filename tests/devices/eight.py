@@ -17,6 +17,7 @@ from pcjax import training
 from pcjax.optimizers import finite
 from pcjax.training import evaluation, sharding
 from tests.problems import compilations, dense_case, make, shard_map
+from tests.tiers import thorough
 
 SIZES = (12, 24, 16, 4)
 ARRAYS = 2 * (len(SIZES) - 1)
@@ -58,9 +59,9 @@ def _recorded(tx):
     return optax.chain(tx, record)
 
 
-def _steps(network, method):
-    """`(init, update)`: a training step by every optimizer, from the same weights."""
-    transforms = {name: _recorded(make_tx()) for name, make_tx in OPTIMIZERS.items()}
+def _steps(network, method, optimizers):
+    """`(init, update)`: a training step by each optimizer, from the same weights."""
+    transforms = {name: _recorded(OPTIMIZERS[name]()) for name in optimizers}
 
     def init(params):
         return {name: tx.init(params) for name, tx in transforms.items()}
@@ -122,25 +123,25 @@ def _rows_round_alike():
 
 
 @pytest.mark.parametrize(
-    ("method", "dtype"),
+    ("method", "dtype", "optimizers"),
     [
-        *((method, "float64") for method in METHODS),
-        ("SeqIL", "float32"),
-        ("iPC", "float32"),
+        ("SeqIL", "float64", ["MQ"]),
+        *thorough((method, "float64", [*OPTIMIZERS]) for method in METHODS),
+        *thorough((method, "float32", [*OPTIMIZERS]) for method in ("SeqIL", "iPC")),
     ],
 )
-def test_a_step_on_eight_devices_is_that_of_one(method, dtype, request):
+def test_a_step_on_eight_devices_is_that_of_one(method, dtype, optimizers, request):
     if dtype == "float64":
         request.getfixturevalue("x64")
     case = dense_case(SIZES, batch=16, dtype=dtype)
-    init, update = _steps(case.network, method)
+    init, update = _steps(case.network, method, optimizers)
     batch = case.inputs, case.targets
     states = [
         (params, init(params))
         for params in (case.params, jax.tree.map(lambda x: -0.5 * x, case.params))
     ]
     step = jax.jit(update)
-    steps = [step(*state, *batch) for state in states]
+    steps = [jax.tree.map(np.asarray, step(*state, *batch)) for state in states]
     for layout in LAYOUTS:
         mesh = _mesh(layout)
         state, want, function = states[0], steps[0], update
@@ -150,7 +151,7 @@ def test_a_step_on_eight_devices_is_that_of_one(method, dtype, request):
             function = jax.vmap(update, in_axes=(0, 0, None, None))
         state = sharding.place_state(mesh, state, split)
         have = jax.jit(function)(*state, *sharding.place_batch(mesh, batch))
-        for name in OPTIMIZERS:
+        for name in optimizers:
             tolerance = _tolerance(dtype, layout, name)
             params, (_, have_updates), value = have[name]
             want_params, (_, want_updates), want_value = want[name]
@@ -164,7 +165,7 @@ def test_a_step_on_eight_devices_is_that_of_one(method, dtype, request):
 
 
 def _stack(trees):
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
 def test_wide_layers_lie_in_parts_on_the_devices():
@@ -195,6 +196,17 @@ def test_mq_adds_up_the_magnitudes_of_a_layer_that_lies_in_parts(x64):
     assert (sent["all-reduce"].arrays, sent["all-reduce"].bytes) == (2, 2 * 8)
 
 
+def test_mq_keeps_updates_where_gradients_lie():
+    values = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    tx = pcjax.scale_by_mq(0.0)
+    for axes in (("batch", None), (None, "batch")):
+        place = jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec(*axes))
+        gradient = jax.device_put(values, place)
+        updates, state = jax.jit(tx.update)(gradient, tx.init(gradient))
+        np.testing.assert_allclose(state.v, [np.abs(values).mean() / 2], rtol=1e-6)
+        assert updates.sharding == gradient.sharding
+
+
 def _compiled(method, optimizer, mesh, **options):
     case = dense_case(SIZES, batch=16)
     tx = OPTIMIZERS[optimizer]()
@@ -223,7 +235,11 @@ def test_this_version_sends_a_gradient_tree_at_once(at_once):
 
 @pytest.mark.parametrize(
     ("method", "optimizer"),
-    [("BP", "Adam"), *(("SeqIL", name) for name in OPTIMIZERS), ("IL", "MQ")],
+    [
+        ("BP", "Adam"),
+        ("SeqIL", "MQ"),
+        *thorough([("SeqIL", "SGD"), ("SeqIL", "Adam"), ("IL", "MQ")]),
+    ],
 )
 def test_a_step_sends_its_gradient_and_energy_in_one_all_reduce(
     method, optimizer, at_once
@@ -249,7 +265,7 @@ def test_incremental_sends_one_gradient_an_iteration(at_once):
     assert found.bytes <= 4 * (STEPS * NUMBERS + 1)
 
 
-@pytest.mark.parametrize("kind", [pcjax.sequential, pcjax.simultaneous])
+@pytest.mark.parametrize("kind", [pcjax.sequential, *thorough([pcjax.simultaneous])])
 def test_inference_sends_nothing(kind):
     case = dense_case(SIZES, batch=16)
     mesh = _mesh()
@@ -288,36 +304,55 @@ def _epoch(mesh, network, tx, batch_size=16):
     return training.make_epoch(update, prepare, batch_size)
 
 
-def _state(tx, seeds=None):
-    def init(key):
-        return training.init_state(pcjax.mlp(SIZES), tx, key, jnp.ones((1, 4, 3)))
+@cache
+def _params(seed):
+    return dense_case(SIZES, seed=seed).params
 
-    keys = (
-        jax.random.key(0)
-        if seeds is None
-        else jax.random.split(jax.random.key(0), seeds)
-    )
-    return init(keys) if seeds is None else jax.vmap(init)(keys)
+
+def _state(tx, seeds=None):
+    """States as of `training.init_state`, drawn by NumPy."""
+
+    def init(params, key):
+        zero = jnp.zeros((), jnp.int32)
+        return training.TrainState(params, tx.init(params), key, zero)
+
+    if seeds is None:
+        return init(_params(0), jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return jax.vmap(init)(_stack([_params(seed) for seed in range(seeds)]), keys)
+
+
+MQ = pcjax.mq(1e-3)
+
+
+def _over_seeds(epoch, seeds):
+    return jax.vmap(epoch, in_axes=(0, None)) if seeds else epoch
+
+
+@cache
+def _alone(seeds=None):
+    """An epoch of SeqIL-MQ on one device, compiled."""
+    epoch = jax.jit(_over_seeds(_epoch(None, pcjax.mlp(SIZES), MQ), seeds))
+    return epoch.lower(_state(MQ, seeds), DATA).compile()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_epochs_split_the_work_and_keep_state_where_it_lies(layout, at_once):
-    mesh, network, tx = _mesh(layout), pcjax.mlp(SIZES), pcjax.mq(1e-3)
+    mesh, network = _mesh(layout), pcjax.mlp(SIZES)
     seeds = 4 if layout == "batch x seeds" else None
     split = SPLIT if layout == "batch x model" else sharding.replicated
-    wrap = partial(jax.vmap, in_axes=(0, None)) if seeds else lambda epoch: epoch
-    alone = jax.jit(wrap(_epoch(None, network, tx)))
-    state = want = _state(tx, seeds)
+    alone = _alone(seeds)
+    state = want = _state(MQ, seeds)
     shardings = sharding.state_shardings(mesh, state, split)
     state = sharding.place_state(mesh, state, split)
     data = sharding.place_data(mesh, DATA)
     epoch = jax.jit(
-        wrap(_epoch(mesh, network, tx)),
+        _over_seeds(_epoch(mesh, network, MQ), seeds),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
     compiled = epoch.lower(state, data).compile()
-    flops = hlo.count(alone.lower(want, DATA).compile()).flops
+    flops = hlo.count(alone).flops
     assert hlo.count(compiled).flops * 8 == flops
     if layout != "batch x model":
         count, own = 40 // 16, 4 // 2 if seeds else 1
@@ -350,7 +385,7 @@ def _explicit_mesh(sizes, names):
     return jax.make_mesh(sizes, names, axis_types=kinds)
 
 
-@pytest.mark.parametrize("layout", EXPLICIT)
+@pytest.mark.parametrize("layout", ["batch x model", *thorough(["batch"])])
 def test_a_mesh_of_jax_with_explicit_axes_serves_as_well(layout):
     sizes, names, split = EXPLICIT[layout]
     mesh, network = _explicit_mesh(sizes, names), pcjax.mlp(SIZES)
@@ -376,7 +411,7 @@ def test_seeds_need_a_mesh_with_automatic_axes():
     assert state.params[0]["kernel"].addressable_shards[0].data.shape == (1, 12, 24)
 
 
-@pytest.mark.parametrize("made", ["outside", "inside"])
+@pytest.mark.parametrize("made", ["inside", *thorough(["outside"])])
 def test_each_device_guards_its_own_network_under_shard_map(made):
     """One of eight networks has a batch that is not finite, and it alone refuses."""
     tx = finite.guard(pcjax.mq(1e-2), "skip")
@@ -385,7 +420,7 @@ def test_each_device_guards_its_own_network_under_shard_map(made):
     params = _stack([case.params] * 8)
     states = _stack([tx.init(case.params)] * 8)
     batch = _stack([(case.inputs * (n + 1), case.targets) for n in range(8)])
-    batch = batch[0].at[3, 0, 0].set(jnp.inf), batch[1]
+    batch[0][3, 0, 0] = np.inf
 
     def train(params, state, inputs, targets):
         if made == "inside":
@@ -411,15 +446,14 @@ def test_each_device_guards_its_own_network_under_shard_map(made):
 
 
 def test_without_split_batches_every_device_does_all_the_work():
-    mesh, tx = _mesh(), optax.sgd(0.1)
-    epoch = jax.jit(_epoch(None, pcjax.mlp(SIZES), tx))
-    alone = hlo.count(epoch.lower(_state(tx), DATA).compile())
+    mesh = _mesh()
+    epoch = jax.jit(_epoch(None, pcjax.mlp(SIZES), MQ))
     state, data = (
-        sharding.place_state(mesh, _state(tx)),
+        sharding.place_state(mesh, _state(MQ)),
         sharding.place_data(mesh, DATA),
     )
     compiled = epoch.lower(state, data).compile()
-    assert hlo.count(compiled) == alone
+    assert hlo.count(compiled) == hlo.count(_alone())
     assert hlo.collectives(compiled) == {}
 
 
@@ -460,8 +494,10 @@ def test_the_placed_state_may_be_donated():
     state = _state(tx)
     before = jax.tree.map(np.asarray, state.params)
     placed = sharding.place_state(mesh, state)
-    epoch = jax.jit(_epoch(mesh, pcjax.mlp(SIZES), tx), donate_argnums=0)
-    jax.block_until_ready(epoch(placed, sharding.place_data(mesh, DATA)))
+    step = jax.jit(
+        lambda params: jax.tree.map(lambda x: x + 1, params), donate_argnums=0
+    )
+    jax.block_until_ready(step(placed.params))
     assert placed.params[0]["kernel"].is_deleted()
     jax.tree.map(np.testing.assert_array_equal, state.params, before)
 
@@ -491,7 +527,28 @@ def test_what_cannot_be_divided_is_refused():
             sharding.make_mesh(**sizes)
 
 
-def test_the_examples_of_the_documentation_run():
+def _names_of_a_reader(readme):
+    """What the page builds upon, from the README or as small as can be."""
+    if readme:
+        names = {}
+        exec(readme, names)
+        return names | {"update": training.make_update(names["grad_fn"], names["tx"])}
+    zeros = jax.nn.initializers.zeros
+    network, tx = pcjax.mlp([64, 128, 10], kernel_init=zeros), optax.sgd(0.1)
+    params = dense_case([64, 128, 10]).params
+    update = _update(network, "BP", tx)
+
+    @jax.jit
+    def train_step(params, opt_state, inputs, targets):
+        params, opt_state, (loss, _) = update(params, opt_state, inputs, targets)
+        return params, opt_state, loss
+
+    names = {"jax": jax, "jnp": jnp, "network": network, "tx": tx, "params": params}
+    return names | {"update": update, "train_step": train_step}
+
+
+@pytest.mark.parametrize("with_readme", [False, *thorough([True])])
+def test_the_examples_of_the_documentation_run(with_readme):
     root = Path(__file__).parents[2]
     readme, page = (
         re.findall(r"```python\n(.*?)```", (root / name).read_text(), re.DOTALL)
@@ -500,10 +557,8 @@ def test_the_examples_of_the_documentation_run():
     blocks = [block for block in page if "jax.distributed" not in block]
     assert len(blocks) == 4
     labels = np.arange(128) % 10
-    names = {}
-    exec(readme[0], names)
+    names = _names_of_a_reader(readme[0] if with_readme else "")
     names |= {
-        "update": training.make_update(names["grad_fn"], names["tx"]),
         "opt_state": names["tx"].init(names["params"]),
         "images": RANDOM.integers(0, 256, (128, 64), dtype=np.uint8),
         "labels": labels,

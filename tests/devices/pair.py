@@ -4,6 +4,7 @@ python -m tests.devices.pair RANK PORT FILE
 """
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def make_data():
 
 
 def make_state():
-    return training.init_state(NETWORK, TX, jax.random.key(0), jnp.ones((1, 6)))
+    init = jax.jit(partial(training.init_state, NETWORK, TX))
+    return init(jax.random.key(0), jnp.ones((1, 6)))
 
 
 def main(rank: int, port: str, file: str) -> None:
@@ -41,9 +43,10 @@ def main(rank: int, port: str, file: str) -> None:
     mesh = sharding.make_mesh()
 
     # A step written by hand: each process brings its half of the batch.
+    data = make_data()
     state = sharding.place_state(mesh, make_state())
     half = slice(rank * BATCH_SIZE // 2, (rank + 1) * BATCH_SIZE // 2)
-    images, labels = (np.asarray(x)[:BATCH_SIZE][half] for x in make_data())
+    images, labels = (np.asarray(x)[:BATCH_SIZE][half] for x in data)
     batch = sharding.place_batch(
         mesh, PREPARE(jnp.asarray(images), jnp.asarray(labels))
     )
@@ -54,7 +57,7 @@ def main(rank: int, port: str, file: str) -> None:
     # An epoch over data that every process holds.
     prepare = sharding.split_batches(mesh, PREPARE)
     epoch = jax.jit(training.make_epoch(UPDATE, prepare, BATCH_SIZE), donate_argnums=0)
-    state, metrics = epoch(state, sharding.place_data(mesh, make_data()))
+    state, metrics = epoch(state, sharding.place_data(mesh, data))
 
     # Everything is replicated, so each process has all of it.
     results = [*jax.tree.leaves(stepped), energy]

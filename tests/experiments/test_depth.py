@@ -1,31 +1,49 @@
 """The experiments on equilibria and depth, end to end on digits."""
 
+import dataclasses
 import json
 
 import numpy as np
+import pytest
 
 from experiments import depth, equilibrium
+from experiments.depth import experiment as depth_experiment
 from experiments.depth import shown as depth_shown
 from experiments.depth.cells import Cell, methods, rates
 from experiments.equilibrium import experiment, shown
+from tests.tiers import thorough
 
 PNG = b"\x89PNG"
 
 
-def test_equilibrium_smoke(tmp_path):
+@pytest.mark.parametrize("whole", [False, *thorough([True])])
+def test_equilibrium_smoke(tmp_path, monkeypatch, whole):
+    if not whole:
+        kept = ("errors, no rate", "simultaneous, step 0.1")
+        methods = {name: equilibrium.METHODS[name] for name in kept}
+        monkeypatch.setattr(experiment, "METHODS", methods)
+        monkeypatch.setattr(equilibrium, "METHODS", methods)
+        small = dataclasses.replace(
+            equilibrium.EXPERIMENT.sizes["smoke"],
+            nets=(experiment.Net("tanh", 1, True),),
+            newton=(4,),
+        )
+        monkeypatch.setitem(equilibrium.EXPERIMENT.sizes, "smoke", small)
     equilibrium.main(equilibrium.Config(out=tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["results"]
     for name in ("passes", "cosine"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
-    random, trained = found["nets"].values()
-    assert all(random["converged"])
+    nets = list(found["nets"].values())
+    assert len(nets) == (2 if whole else 1)
+    smooth = nets[0]
+    assert all(smooth["converged"])
     best, plain = (
-        shown.arrival(found["passes"], random["errors"][name])
+        shown.arrival(found["passes"], smooth["errors"][name])
         for name in ("errors, no rate", "simultaneous, step 0.1")
     )
     assert best is not None
     assert plain is None or best < plain
-    for net in (random, trained):
+    for net in nets:
         assert len(net["errors"]) == len(equilibrium.METHODS)
         for energies in net["energies"].values():
             assert energies[0] == np.float32(net["initial_energy"])
@@ -43,13 +61,28 @@ def test_arrival_is_where_errors_stay_small():
     assert 960 < found[-1] <= 1000
 
 
-def test_depth_smoke(tmp_path):
+@pytest.mark.parametrize("whole", [False, *thorough([True])])
+def test_depth_smoke(tmp_path, monkeypatch, whole):
+    if not whole:
+        kept = ("SeqIL T=1", "ePC", "PC")
+        every = depth_experiment.compared
+
+        def compared(settings):
+            return {name: every(settings)[name] for name in kept}
+
+        monkeypatch.setattr(depth_experiment, "compared", compared)
+        small = dataclasses.replace(
+            depth.EXPERIMENT.sizes["smoke"],
+            cells=(Cell("residual", "muPC", 2, 8),),
+            methods=("BP-Adam",),
+        )
+        monkeypatch.setitem(depth.EXPERIMENT.sizes, "smoke", small)
     depth.main(depth.Config(out=tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["results"]
     for name in ("accuracy", "likeness", "curvature"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
     (cell,) = found["cells"].values()
-    assert set(cell["methods"]) == {"BP-Adam", "PC-Adam"}
+    assert set(cell["methods"]) == {"BP-Adam", *(["PC-Adam"] if whole else [])}
     seen = cell["methods"]["BP-Adam"]["gradients"]["fresh"]
     cosines = {name: like["cosine"] for name, like in seen["to_backprop"].items()}
     np.testing.assert_allclose(

@@ -1,13 +1,16 @@
 """Parts of the experiment on generative networks, and all of it at smoke."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import pcjax
-from experiments.generative import Config, main, measures, models
+from experiments.generative import Config, experiment, main, measures, models
 from tests import problems
+from tests.tiers import thorough
 
 
 def test_nearest_neighbour_is_that_of_all_distances():
@@ -51,10 +54,15 @@ def test_pictures_come_back():
     np.testing.assert_array_equal(strip[:, 5:10] / 255, pictures[1])
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+@pytest.fixture(scope="module", params=["small", *thorough(["whole"])])
+def smoke(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("generative")
-    return main(Config(preset="smoke", out=out))["results"], out
+    sizes = experiment.EXPERIMENT.sizes
+    small = dataclasses.replace(sizes["smoke"], sizes=(8,), memory=(8,))
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "small":
+            patch.setitem(sizes, "smoke", small)
+        return main(Config(preset="smoke", out=out))["results"], out
 
 
 def test_smoke_measures_everything(smoke):

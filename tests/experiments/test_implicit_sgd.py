@@ -7,14 +7,26 @@ import numpy as np
 import pytest
 
 from experiments.implicit_sgd import experiment as implicit_sgd
+from experiments.implicit_sgd import measures, parts, rules
 from experiments.implicit_sgd.measures import summary
+from tests.tiers import thorough
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+@pytest.fixture(scope="module", params=["small", *thorough(["whole"])])
+def results(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("implicit_sgd")
-    config = implicit_sgd.Config(preset="smoke", out=out, hidden=(8, 8))
-    implicit_sgd.main(config)
+    whole = request.param == "whole"
+    hidden = (8, 8) if whole else (8,)
+    config = implicit_sgd.Config(preset="smoke", out=out, hidden=hidden)
+    with pytest.MonkeyPatch.context() as patch:
+        if not whole:  # the others only stand beside these in the figures
+            compared = rules.CORRECTED, rules.PROOF, rules.PRINTED
+            patch.setattr(rules, "RULES", compared)
+            patch.delitem(implicit_sgd.ACTIVATIONS, "relu")
+            # Programs of their own, and not one for every operation in them.
+            patch.setattr(parts, "compare", jax.jit(parts.compare))
+            patch.setattr(measures, "norm", jax.jit(measures.norm))
+        implicit_sgd.main(config)
     assert not jax.config.jax_enable_x64  # as it was
     for name in (
         "theorem1",

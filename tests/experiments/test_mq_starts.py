@@ -14,12 +14,13 @@ from experiments import mq_starts
 from experiments.common.harness import execute
 from experiments.mq_starts_nets import NETS, Size
 from pcjax import training
+from tests.tiers import thorough
 
 SMOKE = mq_starts.EXPERIMENT.sizes["smoke"]
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("side", [8, 32])
+@pytest.mark.parametrize("side", [8, *thorough([32])])
 def test_nets_take_images_of_both_sizes(net, side):
     network = NETS[net].make((side, side, 3), 10, dataclasses.replace(SMOKE, blocks=2))
     images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
@@ -50,14 +51,17 @@ def found(tmp_path_factory):
     config = mq_starts.Config(out=out, nets=("MLP",), factors=(10, 100), seed=3)
     size = Size(2, 1, 96, 8, (4, 4), 8, 1, 32)
     experiment = mq_starts.EXPERIMENT._replace(sizes={"smoke": size})
-    execute(experiment, config)
+    shallow = NETS["MLP"]._replace(make=lambda *_: pcjax.mlp([64, 8, 10]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETS, "MLP", shallow)
+        execute(experiment, config)
     return config, out, json.loads((out / "results.json").read_text())
 
 
 def test_a_row_of_the_table_is_that_of_a_loop(found):
     config, _, file = found
     images = config.load()
-    network = pcjax.mlp([64, 8, 8, 8, 10])
+    network = pcjax.mlp([64, 8, 10])
     x = jnp.asarray(images.train.images[:96], jnp.float32).reshape(96, -1) / 255
     y = jax.nn.one_hot(images.train.labels[:96], 10)
     tests = jnp.asarray(images.test.images, jnp.float32) / 255
@@ -74,7 +78,7 @@ def test_a_row_of_the_table_is_that_of_a_loop(found):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    params = network.init(params_key, x[:1])
+    params = jax.jit(network.init)(params_key, x[:1])
     state, losses = tx.init(params), []
     for epoch in range(2):
         for index in training.epoch_batches(data_key, epoch, 96, 32):

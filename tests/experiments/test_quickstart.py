@@ -1,5 +1,7 @@
 """The quickstart, end to end on digits, and its messages."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -8,13 +10,24 @@ import pytest
 from experiments import quickstart
 
 
-def test_quickstart_on_digits(tmp_path, capsys):
-    config = quickstart.Config(
-        epochs=3, seeds=2, methods=("BP", "SeqIL-MQ"), out=tmp_path
-    )
-    quickstart.main(config)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run, and what it showed."""
+    out = tmp_path_factory.mktemp("quickstart")
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        quickstart.main(_config(("BP", "SeqIL-MQ"), out))
+    return out, shown.getvalue()
+
+
+def _config(methods, out):
+    return quickstart.Config(epochs=3, seeds=2, methods=methods, out=out)
+
+
+def test_quickstart_on_digits(finished):
+    folder, shown = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     backprop, seqil = summary["methods"]
     assert [backprop["name"], seqil["name"]] == ["BP", "SeqIL-MQ"]
     accuracies = np.array([epoch["test_accuracy"] for epoch in seqil["epochs"]])
@@ -30,24 +43,20 @@ def test_quickstart_on_digits(tmp_path, capsys):
     to_beat = max(np.mean(epoch["test_accuracy"]) for epoch in backprop["epochs"])
     reached = [n for n, a in enumerate(accuracies.mean(1), 1) if a >= to_beat]
     assert seqil["epochs_to_bp_best"] == (reached[0] if reached else None)
-    shown = capsys.readouterr().out
     assert "SeqIL-MQ    epoch 3" in shown
     assert f"{100 * seqil['best_accuracy_mean']:.2f} ±" in shown
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    results = json.loads((folder / "results.json").read_text())["results"]
     curves = results["methods"]["SeqIL-MQ"]
     assert curves["test"]["top1"] == accuracies.tolist()
     assert "seconds" not in curves  # so that results are repeatable
 
 
-def test_the_same_seed_gives_the_same_numbers(tmp_path):
-    curves = []
-    for name in "ab":
-        out = tmp_path / name
-        quickstart.main(
-            quickstart.Config(epochs=1, seeds=1, methods=("SeqIL",), out=out)
-        )
-        summary = json.loads((out / "summary.json").read_text())
-        curves.append(summary["methods"][0]["epochs"][0]["train_loss"])
+def test_the_same_seed_gives_the_same_numbers(finished, tmp_path):
+    quickstart.main(_config(("SeqIL-MQ",), tmp_path))
+    curves = [
+        json.loads((out / "results.json").read_text())["results"]["methods"]["SeqIL-MQ"]
+        for out in (tmp_path, finished[0])
+    ]
     assert curves[0] == curves[1]
 
 

@@ -1,15 +1,27 @@
 """All experiments at the smoke preset, on digits, through `reproduce`."""
 
+import dataclasses
 import importlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from experiments import reproduce
+from experiments import (
+    inference_errors,
+    inference_iterations,
+    reproduce,
+    training_time,
+    update_magnitudes,
+)
 from experiments.common import page
+from experiments.common import settings as settings_of
+from tests.tiers import thorough
 
 FIGURES = {
     "costs": {"costs.png"},
@@ -23,19 +35,86 @@ FIGURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reproduce")
-    reproduce.main(reproduce.Config(out=folder))
-    return folder
+# What is small of the quick runs: nets, sizes and methods. Of two nets the MLP stands
+# for both; what has a test of its own is left to that.
+OWN_TEST = ("costs", "proximal_objective")
+NETS = {
+    "mlp": {"hidden": (8,)},
+    "autoencoder": {"hidden": (8,)},
+}
+SIZES = {
+    inference_errors: {"images": 50, "hidden": (8, 8)},
+    inference_iterations: {
+        "num_steps": (1,),
+        "hidden": (8,),
+        "epochs": 1,
+        "rates": (1e-3, 1e-2),
+        "step_sizes": (0.05,),
+    },
+    training_time: {"epochs": (1,), "train_images": (640,)},
+}
+METHODS = {
+    "classification": ("BP", "SeqIL-MQ"),
+    "autoencoder": ("SeqIL", "SeqIL-Adam"),
+    "training_time": ("BP",),
+}
 
 
-def results(out, *path):
-    return json.loads(out.joinpath(*path, "results.json").read_text())["results"]
+def _small_jobs() -> Iterator[reproduce.Job]:
+    for job in reproduce.JOBS:
+        if job.module not in OWN_TEST and (job.net != "conv" or job.dataset):
+            names = METHODS.get(job.module)
+            more = {"methods": names} if names else {}
+            yield dataclasses.replace(job, options=job.options | more)
+
+
+@contextmanager
+def _small() -> Iterator[None]:
+    """Experiments as small as they can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        for net, changes in NETS.items():
+            found = settings_of.settings(net, "digits")
+            small = dataclasses.replace(found, **changes)
+            patch.setitem(settings_of._SETTINGS, (net, "digits"), small)
+        for module, changes in SIZES.items():
+            sizes = module.EXPERIMENT.sizes
+            patch.setitem(
+                sizes, "smoke", dataclasses.replace(sizes["smoke"], **changes)
+            )
+        patch.setattr(training_time, "NETS", ("mlp",))
+        patch.setattr(update_magnitudes, "METHODS", ("IL-MQ", "SeqIL-MQ"))
+        patch.setattr(reproduce, "JOBS", tuple(_small_jobs()))
+        yield
+
+
+class Reproduced(NamedTuple):
+    """A run of all experiments; `again` runs some of them in the same folder."""
+
+    folder: Path
+    jobs: list[reproduce.Job]
+    whole: bool
+
+    def again(self, *only):
+        with nullcontext() if self.whole else _small():
+            reproduce.main(reproduce.Config(out=self.folder, only=only))
+
+    def results(self, *path):
+        text = self.folder.joinpath(*path, "results.json").read_text()
+        return json.loads(text)["results"]
+
+
+@pytest.fixture(scope="module", params=["small", *thorough(["whole"])])
+def out(request, tmp_path_factory):
+    whole = request.param == "whole"
+    jobs = reproduce.JOBS if whole else _small_jobs()
+    jobs = [job for job in jobs if job.dataset is None]
+    found = Reproduced(tmp_path_factory.mktemp("reproduce"), jobs, whole)
+    found.again()
+    return found
 
 
 def test_every_experiment_has_results_figures_and_a_place_in_the_report(out):
-    jobs = [job for job in reproduce.JOBS if job.dataset is None]
+    out, jobs, _ = out
     markdown = (out / "report.md").read_text()
     html = (out / "report.html").read_text()
     assert markdown.count("\n## ") == html.count("<h2>") == len(jobs)
@@ -61,17 +140,23 @@ def test_every_experiment_has_results_figures_and_a_place_in_the_report(out):
 
 
 def test_nothing_is_done_twice(out, capsys):
-    before = {path: path.read_bytes() for path in out.rglob("run.json")}
-    report = (out / "report.html").read_text()
-    reproduce.main(reproduce.Config(out=out, only=("inference_errors", "autoencoder")))
+    def runs():
+        return {path: path.read_bytes() for path in out.folder.rglob("run.json")}
+
+    def sections():
+        return (out.folder / "report.html").read_text().count("<h2>")
+
+    before, count = runs(), sections()
+    out.again("inference_errors", "autoencoder")
     assert "epoch 1/2" not in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in out.rglob("run.json")} == before
-    assert report.count("<h2>") > (out / "report.html").read_text().count("<h2>")
+    assert runs() == before
+    assert count > sections() == 2
 
 
 def test_errors_reach_the_layers_when_the_paper_says(out):
-    errors = results(out, "inference_errors", "digits")["errors"]
-    count = 5
+    found = out.results("inference_errors", "digits")
+    errors, count = found["errors"], 5 if out.whole else 3
+    assert found["layers"] == count
     for name, delayed in (("sequential", False), ("simultaneous", True)):
         rows = np.array(errors[name])  # [seeds, T+1, L]
         assert (rows[:, 0, :-1] == 0).all()
@@ -83,8 +168,14 @@ def test_errors_reach_the_layers_when_the_paper_says(out):
 
 
 def test_mq_makes_the_updates_alike(out):
-    ratios = results(out, "update_magnitudes", "digits-mlp")["ratios"]
-    mean = {name: np.mean(row) for name, row in ratios.items()}
+    found = out.results("update_magnitudes", "digits-mlp")
+    for name, rows in found["magnitudes"].items():
+        ratios = [max(row) / min(row) for row in rows]
+        np.testing.assert_allclose(found["ratios"][name], ratios)
+    mean = {name: np.mean(row) for name, row in found["ratios"].items()}
+    if not out.whole:
+        assert mean["IL-MQ"] < mean["IL-norm"]
+        return
     assert mean["IL-norm"] > 10 * mean["IL-MQ"]
     assert mean["SeqIL"] > 10 * mean["SeqIL-MQ"]
     assert mean["SeqIL"] > 10 * mean["SeqIL-Adam"]
@@ -92,9 +183,10 @@ def test_mq_makes_the_updates_alike(out):
 
 
 def test_simultaneous_inference_needs_iterations(out):
-    runs = results(out, "inference_iterations", "digits")["runs"]
+    runs = out.results("inference_iterations", "digits")["runs"]
     best = {name: np.mean(row["best"]) for name, row in runs.items()}
-    assert best["SeqIL-Adam-T1"] > best["SimIL-Adam-T1"] + 5
+    if out.whole:  # with one hidden layer the two are the same
+        assert best["SeqIL-Adam-T1"] > best["SimIL-Adam-T1"] + 5
     for row in runs.values():
         grid = row["grid"]
         accuracies = dict(
@@ -106,7 +198,7 @@ def test_simultaneous_inference_needs_iterations(out):
 def test_pictures_and_losses_of_the_autoencoder(out):
     from experiments.autoencoder import decode
 
-    found = results(out, "autoencoder", "digits")
+    found = out.results("autoencoder", "digits")
     inputs = decode(found["pictures"]).astype(float)
     assert inputs.shape == (8, 64)
     for curves in found["methods"].values():
@@ -123,7 +215,7 @@ def test_pictures_and_losses_of_the_autoencoder(out):
 
 
 def test_table_of_classification(out):
-    found = results(out, "classification", "digits-mlp")
+    found = out.results("classification", "digits-mlp")
     for name, curves in found["methods"].items():
         accuracy = 100 * np.array(curves["test"]["top1"])
         best = found["best"]["top1"]

@@ -40,7 +40,7 @@ def test_bad_inputs_are_refused_as_documented(faults, kind):
     injected, wrong = 0, []
 
     @hypothesis.settings(
-        max_examples=120 if faults.all else 15,
+        max_examples=120 if faults.all else 9,
         database=None,
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),

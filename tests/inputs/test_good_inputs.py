@@ -1,5 +1,7 @@
 """Good inputs, drawn at random, give finite results, each example on its own."""
 
+from functools import partial
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 import pcjax
 from tests.inputs.draws import METHODS, OUTPUTS, make_problem
+from tests.tiers import thorough
 
 
 @st.composite
@@ -30,17 +33,29 @@ def of_example(weights, i):
 
 
 @pytest.mark.slow
-@hypothesis.settings(
-    max_examples=40, deadline=None, database=None, derandomize=True, print_blob=False
+@pytest.mark.parametrize(
+    ("examples", "fewest", "most"),  # the widths of a net
+    [(7, 3, 4), *thorough([(40, 2, 5)])],
 )
-@hypothesis.given(st.data())
-def test_good_inputs_give_finite_results_of_every_example_on_its_own(data):
-    sizes = data.draw(st.lists(st.integers(1, 8), min_size=2, max_size=5))
+def test_good_inputs_give_finite_results_of_every_example_on_its_own(
+    examples, fewest, most
+):
+    sizes = st.lists(st.integers(1, 8), min_size=fewest, max_size=most)
+    hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        print_blob=False,
+    )(hypothesis.given(st.data(), sizes)(check))()
+
+
+def check(data, sizes):
     batch, hidden = data.draw(st.integers(1, 5)), len(sizes) - 2
     dtype = data.draw(st.sampled_from([jnp.float32, jnp.float32, jnp.bfloat16]))
     p = make_problem(sizes, batch, data.draw(st.integers(0, 9)))
     params, inputs, targets = jax.tree.map(
-        lambda x: jnp.asarray(x, dtype), (p.params, p.inputs, p.targets)
+        lambda x: x.astype(dtype), (p.params, p.inputs, p.targets)
     )
     num_steps = data.draw(st.integers(1, 4))
     method = data.draw(st.sampled_from(METHODS))(
@@ -91,15 +106,11 @@ def test_good_inputs_give_finite_results_of_every_example_on_its_own(data):
         )
     for have, want in zip(alone.trace, info.trace, strict=True):
         np.testing.assert_allclose(have[:, 0], want[:, i], rtol=1e-5, atol=1e-5)
+    energy_of = partial(
+        pcjax.free_energy, p.network, output=output, gamma=gamma, decay=decay
+    )
     np.testing.assert_allclose(
-        pcjax.free_energy(
-            p.network,
-            params,
-            [h[-1] for h in info.trace],
-            output=output,
-            gamma=gamma,
-            decay=decay,
-        ),
+        jax.jit(energy_of)(params, [np.asarray(h[-1]) for h in info.trace]),
         info.energy,
         rtol=1e-4,
         atol=1e-5,
