@@ -88,6 +88,7 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
     spread = np.eye(4) + sum(p @ p.T for p in maps)
     largest = np.linalg.eigvalsh(spread)[-1]
     np.testing.assert_allclose(found.error_curvature, largest, rtol=1e-8)
+    np.testing.assert_allclose(found.stable_error_step, 2 / largest, rtol=1e-8)
 
     first, target = (np.asarray(x)[:1] for x in case[2:])
 
@@ -100,6 +101,7 @@ def test_measures_of_a_linear_net_are_the_closed_forms():
     hessian = jax.jit(jax.hessian(lambda h: energy(shape(h))))(flat)
     largest = np.linalg.eigvalsh(hessian)[-1]
     np.testing.assert_allclose(found.activity_curvature, largest, rtol=1e-8)
+    np.testing.assert_allclose(found.stable_activity_step, 2 / largest, rtol=1e-8)
     slope = jax.jit(jax.grad(energy))
     norms = [
         np.sqrt(sum(np.sum(np.square(g)) for g in slope(place)))

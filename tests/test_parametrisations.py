@@ -133,9 +133,9 @@ def test_variances_of_plain_and_conv_nets():
             np.testing.assert_allclose(np.mean(hidden[1] ** 2), 0.25, rtol=0.3)
 
 
-def change_of_logits(network, rate=0.01):
+def change_of_logits(network, rate=0.01, shape=(20,)):
     """Mean square of the change of the logits by one step of Adam on the loss."""
-    inputs, targets, tx = normal(32, 20), normal(32, 4, seed=2), optax.adam(rate)
+    inputs, targets, tx = normal(32, *shape), normal(32, 4, seed=2), optax.adam(rate)
     grad_fn = pcjax.backprop.value_and_grad(network)
 
     @jax.jit
@@ -174,6 +174,31 @@ def test_one_step_of_adam_changes_the_logits_alike_at_all_sizes(shapes):
     )
     assert max(scaled) / min(scaled) < 1.5
     assert max(mupc) / min(mupc) > 2  # as sqrt(N L) in hidden layers
+    assert max(standard) / min(standard) > 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "conv"])
+def test_one_step_of_adam_changes_the_logits_alike_at_all_widths(kind):
+    """The coordinate check of nets without skips, whose units know no depth."""
+
+    def change(width, parametrisation):
+        if kind == "plain":
+            sizes = [20, width, width, 4]
+            net = pcjax.mlp(sizes, jnp.tanh, parametrisation=parametrisation)
+            return change_of_logits(net)
+        net = pcjax.convnet(
+            4,
+            features=(width, width),
+            kernel_sizes=(3, 2),
+            parametrisation=parametrisation,
+        )
+        return change_of_logits(net, shape=(6, 6, 1))
+
+    scaled, standard = (
+        [change(width, parametrisation) for width in (16, 256)]
+        for parametrisation in (pcjax.depth_mup, pcjax.standard)
+    )
+    assert max(scaled) / min(scaled) < 1.5
     assert max(standard) / min(standard) > 2
 
 

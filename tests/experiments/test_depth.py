@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import depth, equilibrium
+from experiments.common.settings import settings
 from experiments.depth import experiment as depth_experiment
+from experiments.depth import plots
 from experiments.depth import shown as depth_shown
-from experiments.depth.cells import Cell, methods, rates
+from experiments.depth.cells import Cell, methods, rates, sized
 from experiments.equilibrium import experiment, shown
 from tests.tiers import thorough
 
@@ -55,6 +57,9 @@ def test_arrival_is_where_errors_stay_small():
     assert shown.arrival(passes, [1.0, 1e-4, 1.0, 1e-4, 1e-5]) == 4
     assert shown.arrival(passes, [1e-4, 1e-5]) == 0
     assert shown.arrival(passes, [1.0, 1e-4, None]) is None
+    # A first step without a rate takes a Hessian-vector product.
+    assert shown.spent("errors, no rate", passes) == [0, 3, 4, 6, 10]
+    assert shown.spent("errors, step 0.1", passes) == passes
     found = experiment.shown_passes(1000)
     assert found[:101] == list(range(101))
     assert sorted(set(found)) == found
@@ -119,3 +124,21 @@ def test_every_method_has_the_grid_of_its_optimizer():
             found = np.array(rates(cell, method))
             np.testing.assert_allclose(found / found[2], [0.1, 0.3, 1, 3, 10])
     assert len(methods(standard)) > len(methods(mupc)) > 1
+
+
+def test_the_batch_of_a_cell_is_that_of_its_training(tmp_path):
+    cell = Cell("residual", "standard", 4, 32, 16)
+    found = settings("mlp", "digits")
+    assert sized(found, cell).batch_size == 16
+    assert (
+        sized(found, dataclasses.replace(cell, batch=None)).batch_size
+        == found.batch_size
+    )
+    assert cell.name == "residual-standard-4x32-by-16"
+    row = {"choice": {"test": [0.9], "point": 1}, "rates": [0.1, 0.2, 0.3]}
+    both = dict.fromkeys(depth_shown.FEW, row)
+    batches = {cell.name: {"batch": 16, "methods": both}}
+    claims = depth_shown.claims({"cells": {}, "batches": batches})
+    assert [claim.here for claim in claims] == ["90.00 (rate 0.2)"] * 2
+    plots._batches(list(batches.values()), tmp_path / "batches.png")
+    assert (tmp_path / "batches.png").read_bytes().startswith(PNG)
