@@ -50,6 +50,8 @@ def test_without_a_key_evaluation_sees_what_is_there():
         np.testing.assert_array_equal(augment(None, images), IMAGES)
     middle = training.random_crop(3, 2)(None, images)
     np.testing.assert_array_equal(middle, IMAGES[:, 1:4, 1:3])
+    low = training.random_crop(2, 3)(None, images)
+    np.testing.assert_array_equal(low, IMAGES[:, 1:3, :3])
 
 
 def test_the_key_reaches_a_prepare_inside():

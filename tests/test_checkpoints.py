@@ -572,6 +572,14 @@ def test_the_format_has_its_number(tmp_path):
     assert "written by another version of this" in _assert_falls_back(tmp_path, 2, 1)
 
 
+def test_what_cannot_be_read_is_named(tmp_path):
+    _save(tmp_path)
+    (tmp_path / "2" / "manifest" / "metadata").write_text("no JSON")
+    (tmp_path / "2" / "digests.json").write_text("{}")
+    reason = _assert_falls_back(tmp_path, 2, 1)
+    assert "step 2: its manifest cannot be read: " in reason
+
+
 # Damage
 
 

@@ -104,6 +104,9 @@ def test_units_of_adam_leave_the_function_as_it_is():
     def applied(params, same):
         return one.apply(params, inputs), other.apply(same, inputs)
 
+    for net in (one, other):
+        halves = net.init(jax.random.key(0), inputs.astype(jnp.bfloat16))
+        assert {x.dtype for x in jax.tree.leaves(halves)} == {jnp.dtype("bfloat16")}
     outputs, others = applied(params, same)
     np.testing.assert_allclose(outputs, others, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import pcjax
@@ -388,6 +389,27 @@ def test_newton_leaves_what_is_no_minimum_and_counts_its_passes(x64):
     # gradient where it leads.
     _, passes = run(1)
     np.testing.assert_array_equal(passes, [5, 5, 0])
+
+
+def test_newton_goes_downhill_where_nothing_curves(x64):
+    """`v^2/2` up to 1 and straight from there, so that H is 0 at first."""
+
+    def linearised(errors):
+        (v,) = errors
+        slope = jnp.clip(v, -1, 1)
+        return (slope,), lambda along: (jnp.where(jnp.abs(v) < 1, along[0], 0),)
+
+    local = Local(
+        lambda errors: optax.huber_loss(errors[0][:, 0]),
+        lambda errors: linearised(errors)[0],
+        linearised,
+        lambda errors: errors[0][:, 0] == 0,
+    )
+    start = (np.array([[2.5]]),)
+    (found,), _ = jax.jit(
+        lambda start: go_on(pcjax.newton_cg(5), local, start, ~local.arrived(start))
+    )(start)
+    np.testing.assert_array_equal(found, 0)
 
 
 def test_a_step_that_gains_nothing_is_at_a_kink_if_little_was_promised():

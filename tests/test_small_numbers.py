@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pcjax
+from pcjax.networks.near import near_of
 from pcjax.numerics.changes import change_of, linear
 from tests import problems
 from tests.tiers import thorough
@@ -217,6 +218,7 @@ def test_changes_of_functions_are_exact_relative_to_the_shift(name, size):
     rng = np.random.default_rng(0)
     a = rng.normal(size=COUNT).astype(np.float32)
     d = (size * rng.normal(size=COUNT)).astype(np.float32)
+    a[:60] = np.repeat([0, 1, -1], 20)  # at the kinks themselves
     found = np.asarray(changed(name)(a, d)[0])
     # Below 1e-6 float64 loses digits, too: there the slope is the change.
     difference, slope, _ = in_float64(name, a, d)
@@ -289,3 +291,20 @@ def test_a_function_that_cannot_be_hashed_has_a_change():
         for net in (network, twin)
     )
     np.testing.assert_allclose(have[0][0], want[0][0])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pcjax.dense(4),
+        pcjax.conv(2, (2, 2), (1, 1)),
+        pcjax.add(pcjax.dense(4), pcjax.skip()),
+        pcjax.skip(),
+        pcjax.residual(pcjax.dense(4)),
+        *pcjax.mlp([3, 4, 2], parametrisation=pcjax.mupc).layers,
+        *pcjax.vgg(5, 3, width=2).layers,
+    ],
+)
+def test_layers_of_this_library_are_evaluated_by_changes(layer):
+    """A `near` of another `apply` would be passed over, and small shifts lost."""
+    assert near_of(layer) is layer.near is not None

@@ -305,6 +305,18 @@ def test_a_loss_over_many_outputs_does_not_overflow():
     np.testing.assert_allclose(loss, 60, rtol=1e-6)
 
 
+def test_whole_numbers_are_added_up_as_such(x64):
+    """float32 has no 2^24 + 1."""
+    network, data, *_ = _half_precision(jnp.float32, 3)
+
+    def measure(logits, targets, labels):
+        return jnp.where(labels >= 0, 2**24 + 1, 0)
+
+    prepare = training.classification(3)
+    evaluate = evaluation.make_evaluation(network, prepare, measure)
+    assert evaluate(({},), data) == 2**24 + 1
+
+
 def test_a_measure_of_ones_own_is_averaged_in_float32_too():
     network, data, _, labels = _half_precision(jnp.float16, 3)
 

@@ -4,7 +4,6 @@ What stands for the clamped input is an array without features, [B, 0]: it says 
 examples there are and of which dtype, so that everything takes it as any other input.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -129,13 +128,8 @@ def decoder(
         raise ValueError(f"decoder: expected two or more sizes >= 1, got {sizes!r}.")
     check_callable("decoder", "activation", activation)
     layers = [
-        dense(
-            size,
-            activation if index else linear,
-            in_features=above,
-            product_dtype=product_dtype,
-        )
-        for index, (above, size) in enumerate(itertools.pairwise(sizes))
+        dense(size, activation if index else linear, product_dtype=product_dtype)
+        for index, size in enumerate(sizes[1:])
     ]
     return Network((prior(sizes[0], learned=learned_prior), *layers))
 

@@ -66,8 +66,10 @@ def _of_leaky_relu(a: jax.Array, d: jax.Array) -> jax.Array:
 
 
 def _of_hard_tanh(a: jax.Array, d: jax.Array) -> jax.Array:
-    inside = (jnp.abs(a) < 1) & (jnp.abs(a + d) < 1)
-    return jnp.where(inside, d, jax.nn.hard_tanh(a + d) - jax.nn.hard_tanh(a))
+    before = jax.nn.hard_tanh(a)
+    low, high = -1 - before, 1 - before
+    moved = d + (a - before)
+    return jnp.where(moved > high, high, jnp.where(moved < low, low, moved))
 
 
 def _of_tanh(a: jax.Array, d: jax.Array) -> jax.Array:
