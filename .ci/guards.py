@@ -11,7 +11,7 @@ TESTS: dict[str, str] = {
     "checkpoints/storage.py": "checkpoints",
     "checks.py": "bad_input kinds small_numbers inputs:parts inputs:data",
     "energy.py": "energy small_numbers bad_input learning inference "
-    "kinds graphs sampling",
+    "kinds graphs sampling generative",
     "inference/ancestral.py": "generative sampling",
     "inference/bb.py": "rateless generative",
     "inference/curvature.py": "measures rateless generative",

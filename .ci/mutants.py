@@ -113,8 +113,9 @@ class Quickest:
         if report.when == "call" and report.passed:
             self._took[report.nodeid] = report.duration
             own = self._path.with_suffix(f".{os.getpid()}")
-            own.write_text(json.dumps(self._took))
-            own.rename(self._path)
+            with open(own, "w") as file:
+                json.dump(self._took, file)
+            os.replace(own, self._path)  # tests may watch those of Path
 
 
 def start(tree: Path, tests: list[str], log: Path) -> int:

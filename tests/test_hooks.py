@@ -72,6 +72,22 @@ def test_weights_and_clamps_may_depend_on_the_iteration(x64, kind):
     problems.assert_trees_close(grads, want, rtol=1e-10, atol=1e-13)
 
 
+def test_a_learning_clamp_of_t_sees_the_iterations_that_were_made(x64):
+    case = problems.dense_case(SIZES, **F64)
+    method = pcjax.sequential(3, 0.1)
+
+    def grads(learning_clamp):
+        grad_fn = pcjax.value_and_grad(
+            case.network, method, learning_clamp=learning_clamp, **OPTIONS
+        )
+        return jax.jit(grad_fn)(*case[1:])[1]
+
+    def at_three(targets, outputs, below):
+        return clamp_of(targets, outputs, below, 3)
+
+    problems.assert_trees_close(grads(clamp_of), grads(at_three), rtol=1e-14)
+
+
 def test_a_gamma_of_t_is_refused_where_there_is_no_iteration():
     case = problems.dense_case(SIZES)
     activities = [jnp.asarray(np.ones((5, size), np.float32)) for size in SIZES]

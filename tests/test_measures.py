@@ -27,6 +27,7 @@ def test_likeness_is_cosine_and_ratio_of_lengths():
     np.testing.assert_allclose(found.cosine, [0.8, -np.sqrt(0.5)])
     np.testing.assert_allclose(found.ratio, [2.5, np.sqrt(0.5)])
     np.testing.assert_array_equal(likeness(one, jax.tree.map(np.zeros_like, one))[0], 0)
+    assert np.isnan(likeness(one, jax.tree.map(lambda x: x * np.nan, one))[0]).all()
 
 
 @pytest.mark.parametrize("sizes", [(5e-20, 1.0), (1.0, 3e-25), (1e25, 1e-30)])

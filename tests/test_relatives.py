@@ -77,6 +77,9 @@ def test_forward_update_takes_the_gammas():
     plain = pcjax.forward_update(case.network, method, learning_gamma=1.0, **options)
     _, unweighted = plain(*case[1:])
     assert_multiples(grads, unweighted, gammas)
+    wrong = pcjax.forward_update(case.network, method, learning_gamma=[1.0] * 7)
+    with pytest.raises(ValueError, match=r"^forward_update: gamma must be a number"):
+        wrong(*case[1:])
 
 
 def test_z_il_is_backprop():

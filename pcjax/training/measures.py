@@ -111,7 +111,7 @@ def _compared(one: Params, other: Params) -> tuple[jax.Array, jax.Array]:
         for x in (own, foreign)
     )
     both = norm * other_norm
-    cosine = jnp.where(both > 0, across / jnp.where(both > 0, both, 1), 0)
+    cosine = across / jnp.where(both == 0, 1, both)
     return cosine, norm / other_norm * (size / other_size)
 
 
