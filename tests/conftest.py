@@ -1,6 +1,5 @@
 """Settings and fixtures of all tests."""
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,14 +31,6 @@ def _note(event: str, seconds: float, **_: object) -> None:
 
 jax.monitoring.register_event_duration_secs_listener(_note)
 
-
-# A program that another test has compiled is not compiled again. Each process keeps its
-# own, as JAX does not write them in one piece.
-if jax.config.jax_compilation_cache_dir is None:
-    _programs = tempfile.TemporaryDirectory(prefix="pcjax-programs-")
-    jax.config.update("jax_compilation_cache_dir", _programs.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.03)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # A [B] array that meets a [B, D] array by mistake must not broadcast in silence.
 jax.config.update("jax_numpy_rank_promotion", "raise")
