@@ -48,7 +48,7 @@ TESTS: dict[str, str] = {
     "networks/masks.py": "generative sampling training",
     "networks/modules.py": "modules kinds bad_input separate",
     "networks/near.py": "small_numbers kinds networks graphs generative",
-    "networks/nets.py": "networks bad_input graphs inputs:constructors",
+    "networks/nets.py": "networks bad_input graphs kinds inputs:constructors",
     "networks/network.py": "bad_input kinds graphs inputs:chains inputs:Network.init",
     "networks/nnx_modules.py": "modules kinds",
     "networks/nudges.py": "nudging hooks",

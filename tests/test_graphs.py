@@ -14,6 +14,7 @@ import pcjax
 from benchmarks import hlo
 from pcjax import training
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.inference.kernel import _stages
 from pcjax.networks import linear
 from tests import problems
 from tests.tiers import thorough
@@ -323,6 +324,15 @@ def test_the_front_of_a_chain_of_many_layers_moves_in_stages():
     (_, info), _ = compiled(*case[1:])
     for one, other in zip(info.state.activities, want, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_eight_iterations_stand_alone_and_the_next_reach_half_as_far_again():
+    fronts = list("abcdefghijklmnopqrstuvwxyzABCD")
+    stages = [tuple(stage) for stage in _stages(40, fronts, "all")]
+    alone = [(t, t + 1, fronts[t]) for t in range(8)]
+    later = [(8, 12, "l"), (12, 18, "r"), (18, 27, "A"), (27, 30, "D")]
+    assert stages == [*alone, *later, (30, 40, "all")]
+    assert [tuple(stage) for stage in _stages(2, fronts, "all")] == alone[:2]
 
 
 def test_linear_graphs_rest_at_the_closed_form(x64):

@@ -464,12 +464,12 @@ def test_mistakes_are_named_by_the_function_that_was_called():
         infer_to_equilibrium(case.network, method, *case[1:], gamma=-1.0)
     with pytest.raises(TypeError, match=r"clamp must be a function of .*soft_clamp\(0"):
         grad_fn(clamp=pcjax.soft_clamp)
-    for make in (
-        lambda: pcjax.mlp([3, 4, 2], "tanh"),
-        lambda: pcjax.dense(3, "tanh"),
-        lambda: pcjax.conv(3, (3, 3), activation="relu"),
+    for name, make in (
+        ("mlp", lambda: pcjax.mlp([3, 4, 2], "tanh")),
+        ("dense", lambda: pcjax.dense(3, "tanh")),
+        ("conv", lambda: pcjax.conv(3, (3, 3), activation="relu")),
     ):
-        with pytest.raises(TypeError, match="activation must be a function, such as"):
+        with pytest.raises(TypeError, match=f"^{name}: activation must be a function"):
             make()
 
 
