@@ -110,6 +110,8 @@ def test_linear_equilibrium_is_the_least_squares_solution(name):
         np.testing.assert_allclose(have, want, rtol=1e-10, atol=1e-12)
     assert found.converged.all()
     assert found.residual.max() < 1e-12
+    for count in (found.num_steps, found.passes):
+        np.testing.assert_array_equal(count, np.zeros(len(found.residual)))
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,13 @@ def test_a_guard_changes_nothing_as_long_as_all_is_finite(name, on_nonfinite):
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_update_and_step_agree(on_nonfinite):
-    """As an optax transform in a user's loop, and as the step of `make_update`."""
+@pytest.mark.parametrize("one_cpu", [True, False])
+def test_update_and_step_agree(on_nonfinite, one_cpu, monkeypatch):
+    """As an optax transform in a user's loop, and as the step of `make_update`.
+
+    On a GPU and on several devices a step is chosen, and no loop waits for it.
+    """
+    monkeypatch.setattr(finite, "on_one_cpu", lambda: one_cpu)
     tx = finite.guard(pcjax.mq(1e-2), on_nonfinite)
     params = {"w": jnp.linspace(-1, 1, 24).reshape(4, 6)}
     left = right = (params, tx.init(params))
