@@ -32,7 +32,7 @@ TESTS: dict[str, str] = {
     "inference/slopes.py": "rateless measures",
     "inference/state.py": "inference hooks",
     "learning/alm.py": "relatives",
-    "learning/amortised.py": "generative",
+    "learning/amortised.py": "generative sampling",
     "learning/at_equilibrium.py": "rateless",
     "learning/backprop.py": "learning bad_input kinds contract",
     "learning/gradients.py": "learning bad_input kinds hooks small_numbers "
