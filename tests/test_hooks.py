@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import pcjax
-from pcjax.inference.equilibrium import infer_to_equilibrium
+from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.networks import linear
 from tests import problems
 from tests.tiers import thorough
 
@@ -240,6 +241,10 @@ def calls():
     grad_fn = pcjax.value_and_grad(case.network, method, **OPTIONS)
     update = pcjax.incremental(case.network, method, tx, **OPTIONS)
     state = tx.init(case.params)
+    flat = problems.dense_case(SIZES, linear)
+    rest_fn = pcjax.at_equilibrium.value_and_grad(case.network, method, **OPTIONS)
+    multipliers = pcjax.augmented_lagrangian(case.network, 3, 0.1, **OPTIONS)
+    forward = pcjax.forward_update(case.network, method, **OPTIONS)
     return {
         "infer": lambda: pcjax.infer(
             case.network,
@@ -254,12 +259,23 @@ def calls():
         "infer_to_equilibrium": lambda: infer_to_equilibrium(
             case.network, method, *case[1:], **OPTIONS
         ),
+        "linear_equilibrium": lambda: linear_equilibrium(*flat),
+        "at_equilibrium": lambda: rest_fn(*case[1:]),
+        "largest_curvature": lambda: pcjax.largest_curvature(
+            case.network, method, *case[1:], **OPTIONS
+        ),
+        "augmented_lagrangian": lambda: multipliers(*case[1:]),
+        "forward_update": lambda: forward(*case[1:]),
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["infer", "grad_fn", "incremental", "infer_to_equilibrium"]
+NAMES = (
+    *("infer", "grad_fn", "incremental", "infer_to_equilibrium", "linear_equilibrium"),
+    *("at_equilibrium", "largest_curvature", "augmented_lagrangian", "forward_update"),
 )
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_second_call_without_jit_compiles_nothing(name):
     call = calls()[name]
     before = len(problems._compiled)

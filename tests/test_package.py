@@ -81,6 +81,23 @@ def test_no_import_runs_upwards(path):
     assert not upwards, f"{path} stands on floor {own} of {FLOORS}"
 
 
+def test_no_arrow_between_wings_is_new():
+    """Each of the 32 stands for what a reader must know of another wing."""
+    arrows = {
+        (path.relative_to(ROOT / "pcjax").with_suffix("").parts[0], name.split(".")[1])
+        for path in _modules("pcjax")
+        if path.parent != ROOT / "pcjax" or path.stem in FLOORS
+        for name in _imports(path)
+    }
+    arrows = {(own, other) for own, other in arrows if own != other}
+    height = {}
+    for wing in FLOORS:
+        below = [height[other] for own, other in arrows if own == wing]
+        height[wing] = 1 + max(below, default=0)
+    assert len(arrows) <= 32, sorted(arrows)
+    assert max(height.values()) <= 6, height
+
+
 @pytest.mark.parametrize("wing", WINGS)
 def test_every_wing_says_what_lives_there(wing):
     tree = ast.parse((ROOT / "pcjax" / wing / "__init__.py").read_text())
