@@ -2,7 +2,7 @@
 
 python -m experiments.equilibrium
 python -m experiments.equilibrium --preset cpu --dataset digits
-python -m experiments.equilibrium --preset cpu --data-dir DIR
+python -m experiments.equilibrium --preset cpu --data-dir DIR --nets trained
 
 A pass is one sweep forward and one back, an iteration of any method. The error is that
 of the worst layer's weight gradient beside the equilibrium's, to which steps without a
@@ -102,6 +102,9 @@ _CPU = (
 class Config(Options):
     """Measures the error of the weight gradient against the passes of inference."""
 
+    nets: tuple[str, ...] = ()
+    """Only nets with one of these words in the title, such as trained; or all."""
+
 
 def train(
     network: pcjax.Network,
@@ -198,6 +201,18 @@ def title(net: Net) -> str:
     return f"{kind}{net.activation}, {net.hidden} hidden layers, {how}"
 
 
+def select(nets: tuple[Net, ...], words: tuple[str, ...]) -> tuple[Net, ...]:
+    """Those with one of the words in their title; all without words."""
+    titles = [title(net) for net in nets]
+    for word in words:
+        if not any(word in name for name in titles):
+            raise ValueError(f"--nets: no net has {word!r} in its title: {titles}.")
+    pairs = zip(nets, titles, strict=True)
+    return tuple(
+        net for net, name in pairs if not words or any(w in name for w in words)
+    )
+
+
 def make_network(net: Net, size: Size, pixels: int, classes: int) -> pcjax.Network:
     """The net of the layers it says."""
     activation = ACTIVATIONS[net.activation]
@@ -211,6 +226,7 @@ def make_network(net: Net, size: Size, pixels: int, classes: int) -> pcjax.Netwo
 
 def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     """A part for every net."""
+    chosen = select(size.nets, config.nets)
     images = config.load()
     classes = images.num_classes
     found = settings("mlp", config.dataset_name)
@@ -241,8 +257,8 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
         return paths(network, params, batch, size)
 
     nets = {}
-    with Parts(run, len(size.nets)) as parts:
-        for net in size.nets:
+    with Parts(run, len(chosen)) as parts:
+        for net in chosen:
             name = title(net)
             try:
                 nets[name] = parts.part(name.replace(", ", "-"), partial(of_net, net))
@@ -298,5 +314,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     plot=shown.plot,
     claims=shown.claims,
+    free=("nets",),
 )
 main = partial(execute, EXPERIMENT)

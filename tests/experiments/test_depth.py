@@ -66,6 +66,15 @@ def test_arrival_is_where_errors_stay_small():
     assert 960 < found[-1] <= 1000
 
 
+def test_nets_are_chosen_by_words_of_their_titles():
+    nets = experiment.EXPERIMENT.sizes["cpu"].nets
+    assert experiment.select(nets, ()) == nets
+    chosen = experiment.select(nets, ("relu", "conv"))
+    assert chosen == (*nets[5:7], nets[8])
+    with pytest.raises(ValueError, match=r"--nets: no net has 'gelu' .*relu, 3 hidden"):
+        experiment.select(nets, ("relu", "gelu"))
+
+
 @pytest.mark.parametrize("whole", [False, *thorough([True])])
 def test_depth_smoke(tmp_path, monkeypatch, whole):
     if not whole:
