@@ -13,7 +13,7 @@ from benchmarks import hlo
 from pcjax import training
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
 from pcjax.networks import linear
-from tests import problems, test_graphs
+from tests import problems, test_graphs, test_precision
 from tests.tiers import thorough
 
 F64 = {"dtype": jnp.float64}
@@ -79,6 +79,35 @@ def test_iterations_descend_the_energy_of_the_errors(x64, output, graph):
     test_graphs.assert_close(info.state.errors[:-1], errors)
     test_graphs.assert_close(info.state.activities[1:-1], activities, start)
     test_graphs.assert_close(grads, want)
+
+
+@pytest.mark.parametrize("name", ["tanh", *thorough(["relu", "conv"])])
+def test_errors_of_early_layers_survive_rounded_products(x64, name):
+    case = test_precision.case_of(name, jnp.bfloat16)
+    output, num_steps = pcjax.softmax, 3
+
+    @jax.jit
+    def exact(*arrays):
+        here = problems.Case(test_precision.network_of(name), *arrays)
+        errors = [jnp.zeros_like(p) for p in pcjax.feedforward(*here[:3])[:-1]]
+        slopes = jax.grad(lambda e: energy_of_errors(here, e, output))
+        for _ in range(num_steps):
+            errors = [e - 0.05 * g for e, g in zip(errors, slopes(errors), strict=True)]
+        activities = (*rebuilt(here, errors)[:-1], here.targets)
+        return errors, pcjax.local_gradients(*here[:2], activities, output=output)
+
+    errors, grads = exact(*test_precision.double(case))
+    grad_fn = pcjax.value_and_grad(
+        case.network, pcjax.error_based(num_steps, 0.05), output=output
+    )
+    (_, info), have = test_precision.rounding_jit(grad_fn)(*case[1:])
+    for one, other in (
+        *zip(info.state.errors[:-1], errors, strict=True),
+        *zip(have, grads, strict=True),
+    ):
+        cosine, distance = test_precision.compare(one, other)
+        assert cosine > 0.995
+        assert distance < 0.1
 
 
 def test_weights_may_step_with_every_iteration(x64):

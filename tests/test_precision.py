@@ -206,6 +206,8 @@ def _rules(network):
             f"incremental {kind}",
             lambda params, *batch, f=incremental: f(params, tx.init(params), *batch),
         )
+    by_errors = pcjax.error_based(3, 0.1)
+    yield "errors 3", pcjax.value_and_grad(network, by_errors, **OPTIONS)
     yield "backprop", pcjax.backprop.value_and_grad(network, output=pcjax.softmax)
     method = pcjax.sequential(5, 0.1)
     yield (
@@ -250,11 +252,12 @@ ANCHORED = [
     ("autoencoder", "equilibrium"),
     ("mixed", "sequential 3"),
     ("mixed", "backprop"),
+    ("mlp", "errors 3"),
 ]
 RULES = (
     *("simultaneous 1", "simultaneous 3", "incremental simultaneous"),
     *("sequential 1", "sequential 3", "incremental sequential"),
-    *("backprop", "equilibrium"),
+    *("errors 3", "backprop", "equilibrium"),
 )
 OTHERS = [pair for pair in itertools.product(BUILD, RULES) if pair not in ANCHORED]
 
