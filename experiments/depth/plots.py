@@ -10,6 +10,7 @@ from experiments.depth.cells import STYLES
 from experiments.depth.shown import FEW
 
 RULES = {
+    "BP": report.STYLES["BP"],
     "equilibrium": {"color": "#882255", "marker": "*"},
     "IL": report.STYLES["IL"],
     "SeqIL T=1": STYLES["SeqIL T=1"],
@@ -20,11 +21,16 @@ RULES = {
 
 
 def plot(results: dict[str, Any], folder: Path) -> None:
-    """Accuracy over depth, likeness to backprop by layer, curvature, transfer."""
+    """Test error over depth, likeness by layer, curvature, transfer, batches."""
     cells = list(results["cells"].values())
-    groups = list(dict.fromkeys((c["kind"], c["parametrisation"]) for c in cells))
-    _accuracy(cells, groups, folder / "accuracy.png")
-    _likeness(cells, folder / "likeness.png")
+    groups = list(dict.fromkeys(_group(cell) for cell in cells))
+    _error(cells, groups, folder / "error.png")
+    for name, when, to in (
+        ("likeness_fresh.png", "fresh", "backprop"),
+        ("likeness.png", "trained", "backprop"),
+        ("likeness_to_equilibrium.png", "trained", "equilibrium"),
+    ):
+        _likeness(cells, groups, when, to, folder / name)
     _curvature(cells, groups, folder / "curvature.png")
     if results["transfer"]:
         own = [
@@ -35,24 +41,34 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         _batches(list(results["batches"].values()), folder / "batches.png")
 
 
-def _accuracy(cells: Any, groups: Any, path: Path) -> None:
+def _group(cell: dict[str, Any]) -> tuple[str, str]:
+    return cell["kind"], cell["parametrisation"]
+
+
+def _error(cells: Any, groups: Any, path: Path) -> None:
+    """Test error of the best rate against the depth, on a logarithmic axis."""
+    depths = sorted({cell["depth"] for cell in cells})
     with report.figure(
-        path, columns=len(groups), figsize=(3.5 * len(groups), 3.6)
+        path, columns=len(groups), figsize=(2.7 * len(groups) + 1, 3.8), sharey=True
     ) as panels:
         for panel, group in zip(panels[0], groups, strict=True):
-            own = [c for c in cells if (c["kind"], c["parametrisation"]) == group]
-            depths = [c["depth"] for c in own]
+            own = [cell for cell in cells if _group(cell) == group]
             for name in own[0]["methods"]:
-                test = [
-                    100 * np.mean(c["methods"][name]["choice"]["test"]) for c in own
+                found = [cell for cell in own if name in cell["methods"]]
+                wrong = [
+                    100 * (1 - np.mean(cell["methods"][name]["choice"]["test"]))
+                    for cell in found
                 ]
                 style = {"marker": ".", **report.STYLES.get(name, STYLES.get(name, {}))}
-                panel.plot(depths, test, label=name, **style)
-            panel.set(xscale="log", xlabel="layers", title=", ".join(group))
+                at = [cell["depth"] for cell in found]
+                panel.plot(at, wrong, label=name, **style)
+            panel.set(xscale="log", yscale="log", xlabel="layers")
+            panel.set_title(", ".join(group))
+            panel.set_xlim(depths[0] / 1.4, depths[-1] * 1.4)
             panel.set_xticks(depths, [str(depth) for depth in depths])
             panel.set_xticks([], minor=True)
-            panel.set_ylim(0, 100)
-        panels[0, 0].set_ylabel("test accuracy (%)")
+            report.log_axis(panel.yaxis)
+        panels[0, 0].set_ylabel("test error (%)")
         fullest = max(panels[0], key=lambda p: len(p.get_lines()))
         handles, names = fullest.get_legend_handles_labels()
         panels[0, -1].legend(
@@ -60,28 +76,39 @@ def _accuracy(cells: Any, groups: Any, path: Path) -> None:
         )
 
 
-def _likeness(cells: Any, path: Path) -> None:
-    """Cosine to backprop of every layer, a row before and one after training."""
+def _likeness(cells: Any, groups: Any, when: str, to: str, path: Path) -> None:
+    """Cosine of every layer, a row for every depth and a column for every kind."""
+    depths = sorted({cell["depth"] for cell in cells})
+    size = 2.3 * len(groups) + 1.3, 1.9 * len(depths) + 0.5
     with report.figure(
-        path, rows=2, columns=len(cells), figsize=(2.2 * len(cells), 5.2)
+        path, rows=len(depths), columns=len(groups), figsize=size, sharey=True
     ) as panels:
-        for row, when in zip(panels, ("fresh", "trained"), strict=True):
-            for panel, cell in zip(row, cells, strict=True):
-                seen = cell["methods"]["BP-Adam"]["gradients"][when]["to_backprop"]
-                for name, like in seen.items():
-                    cosine = report.array(like["cosine"])
-                    style = {**RULES[name], "markersize": 3}
-                    panel.plot(range(1, len(cosine) + 1), cosine, label=name, **style)
-                title = (
-                    f"{cell['kind']}, {cell['parametrisation']}, {cell['depth']} layers"
-                )
-                panel.set_title(title, fontsize=8)
-                panel.set_ylim(-1.05, 1.05)
-                report.whole_numbers(panel)
-            row[0].set_ylabel(f"cosine to backprop, {when}")
-        for panel in panels[1]:
-            panel.set_xlabel("layer")
-        panels[0, 0].legend(frameon=False, fontsize=7)
+        labels = {}
+        for row, depth in zip(panels, depths, strict=True):
+            for panel, group in zip(row, groups, strict=True):
+                here = [c for c in cells if (*_group(c), c["depth"]) == (*group, depth)]
+                if not here:
+                    panel.set_axis_off()
+                for cell in here:
+                    seen = cell["methods"]["BP-Adam"]["gradients"][when][f"to_{to}"]
+                    for name, like in seen.items():
+                        cosine = report.array(like["cosine"])
+                        style = {**RULES[name], "markersize": 3}
+                        at = range(1, len(cosine) + 1)
+                        (labels[name],) = panel.plot(at, cosine, **style)
+                    panel.set_title(f"{', '.join(group)}, {depth}", fontsize=8)
+                    panel.set_ylim(-1.05, 1.05)
+                    panel.set_xlabel("layer", fontsize=8)
+                    report.whole_numbers(panel)
+            row[0].set_ylabel(f"cosine to {to}", fontsize=8)
+        panels[0, -1].legend(
+            labels.values(),
+            labels,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            frameon=False,
+            fontsize=8,
+        )
 
 
 def _curvature(cells: Any, groups: Any, path: Path) -> None:
@@ -90,7 +117,7 @@ def _curvature(cells: Any, groups: Any, path: Path) -> None:
             panels[0], ("error_curvature", "activity_curvature"), strict=True
         ):
             for group in groups:
-                own = [c for c in cells if (c["kind"], c["parametrisation"]) == group]
+                own = [c for c in cells if _group(c) == group]
                 for when, line in (("fresh", ":"), ("trained", "-")):
                     values = [
                         c["methods"]["BP-Adam"]["gradients"][when][what] for c in own

@@ -93,7 +93,7 @@ def test_depth_smoke(tmp_path, monkeypatch, whole):
         monkeypatch.setitem(depth.EXPERIMENT.sizes, "smoke", small)
     depth.main(depth.Config(out=tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())["results"]
-    for name in ("accuracy", "likeness", "curvature"):
+    for name in ("error", "likeness", "likeness_to_equilibrium", "curvature"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
     (cell,) = found["cells"].values()
     assert set(cell["methods"]) == {"BP-Adam", *(["PC-Adam"] if whole else [])}
