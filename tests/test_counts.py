@@ -128,6 +128,29 @@ def test_compiled_programs_grow_neither_with_T_nor_faster_than_the_depth(name):
     _check_executed(name, 48, 100, compiled[-1])
 
 
+def _work(name, layers):
+    """Instructions of the compiled gradient of a residual net, those in fusions too."""
+    method = {
+        "sequential": pcjax.sequential(1, 0.1),
+        "error_based": pcjax.error_based(1, 0.1),
+        "without a rate": pcjax.error_based(4, pcjax.barzilai_borwein()),
+    }[name]
+    network = pcjax.residual_mlp([8] * layers + [4], jnp.tanh)
+    grad_fn = pcjax.value_and_grad(network, method, output=pcjax.softmax)
+    arrays = jnp.ones((4, 8)), jnp.ones((4, 4)) / 4
+    params = jax.eval_shape(network.init, jax.random.key(0), arrays[0])
+    compiled = jax.jit(lambda *args: grad_fn(*args)[1]).lower(params, *arrays).compile()
+    return sum(" = " in line for line in compiled.as_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "name", ["sequential", "error_based", *thorough(["without a rate"])]
+)
+def test_no_sweep_through_skips_is_computed_anew_for_every_layer(name):
+    few, some, many = (_work(name, layers) for layers in (4, 8, 16))
+    assert many - some < 2.3 * (some - few)
+
+
 def test_simultaneous_inference_with_few_iterations():
     # 2L, a pull in the first iteration, two pulls and a new prediction in the
     # second; the final prediction of one layer, already among the 2L, stays old.

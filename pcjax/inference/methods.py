@@ -26,6 +26,7 @@ from pcjax.inference.state import InferenceState, Problem
 from pcjax.networks.network import Network, Params, check_batch, feedforward
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity
 from pcjax.numerics.compiled import hashable, once_compiled
+from pcjax.numerics.kept import kept
 
 
 def simultaneous(
@@ -139,7 +140,7 @@ class _Sequential:
         for index, h in reversed(list(enumerate(state.activities[1:-1]))):
             slope = gradient(index + 1, tuple(errors))
             moves.append(self.mover.move(t, slope, opt_state[index], h))
-            errors[index] += moves[-1][0]
+            errors[index] = kept(errors[index] + moves[-1][0])
         return tuple(d for d, _ in moves[::-1]), tuple(s for _, s in moves[::-1])
 
 

@@ -33,6 +33,7 @@ from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import widened
 from pcjax.numerics.devices import varying_as
 from pcjax.numerics.hooks import call_at
+from pcjax.numerics.kept import kept
 from pcjax.numerics.weights import is_zero, weigh
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
@@ -71,7 +72,7 @@ class Gradient(NamedTuple):
         for layer in self.network.readers(index):
             if layer + 1 in self.front.live:
                 _, pulled = self.pulls[layer](weigh(self.gammas[layer], errors[layer]))
-                total = total - pulled[self.network.reads[layer].index(index)]
+                total -= kept(pulled[self.network.reads[layer].index(index)])
         if not is_zero(self.decays[index - 1]):
             activation = self.network.activation(index)
             values, pull = jax.vjp(activation, self.state.activities[index])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pcjax.inference.origin import Gradient, View
 from pcjax.inference.state import InferenceState
 from pcjax.networks.outputs import widened
+from pcjax.numerics.kept import kept
 from pcjax.numerics.weights import weigh
 
 Arrays = tuple[jax.Array, ...]  # one of every hidden activity or error, [B, ...]
@@ -38,7 +39,7 @@ def error_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
         slope = slope_of(gradient, index + 1, tuple(passed))
         own = state.errors[index]
         inverse = 1 / jnp.asarray(gradient.gammas[index], own.dtype)
-        passed[index] = own - weigh(inverse, slope)
+        passed[index] = kept(own - weigh(inverse, slope))
         slopes.append(slope)
     return tuple(slopes[::-1])
 
