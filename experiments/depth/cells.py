@@ -12,6 +12,7 @@ import pcjax
 from experiments.common.methods import (
     METHODS,
     Method,
+    Optimizer,
     Recipe,
     constant,
     inference_learning,
@@ -22,9 +23,10 @@ from pcjax.networks.parametrisations import Place, parametrised
 RATELESS = pcjax.barzilai_borwein()
 # The rates of one grid, as multiples of what suits an optimizer at width 32.
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-_BASES = {"BP": 0.2, "IL": 4.0, "SeqIL": 4.0, "SeqIL T=1": 4.0, "SeqIL-MQ": 4e-4}
+_BASES = {"BP": 0.2, "IL": 4.0, "SeqIL": 4.0, "SeqIL T=1": 4.0, "SeqIL-MQ": 2e-3}
 _ADAM = 1e-3
 SMALL = 1e-3  # a step of ePC
+TINY = 1e-6  # one within the largest curvatures of 64 layers, 1e4
 PASSES = 20  # of PC
 _MUPC = 10.0  # times the rates: muPC's weights are of order 1, not 1/sqrt(N)
 
@@ -98,12 +100,33 @@ def _one_step(settings: Settings, step_size: jax.Array | float) -> Recipe:
 
 
 def _one_error(settings: Settings, step_size: jax.Array | float) -> Recipe:
-    """ePC of a single small step, which is stable whatever the curvature.
-
-    Adam takes no notice of the scale of its gradients.
-    """
+    """ePC of a single small step, of which Adam mends the scale."""
     del step_size
     return inference_learning(settings, pcjax.error_based(1, SMALL))
+
+
+def _tiny_error(settings: Settings, step_size: jax.Array | float) -> Recipe:
+    """ePC of a step so small that activities hardly move, whatever the curvature."""
+    del step_size
+    return inference_learning(settings, pcjax.error_based(1, TINY))
+
+
+def _undone(optimizer: Optimizer) -> Optimizer:
+    """The optimizer of gradients divided by the tiny step."""
+
+    def make(learning_rate, settings):
+        return optax.chain(optax.scale(1 / TINY), optimizer(learning_rate, settings))
+
+    return make
+
+
+def _mq(learning_rate, settings):
+    """MQ of any scale of gradients, whose first step is as long as later ones.
+
+    The last layer's gradient has no factor of the step of inference.
+    """
+    start = pcjax.first_gradient
+    return pcjax.mq(learning_rate, settings.mq_decay, min_step=0.0, start=start)
 
 
 def _equilibrium(settings: Settings, step_size: jax.Array | float) -> Recipe:
@@ -121,13 +144,18 @@ OURS = (
     Method("SeqIL T=1", _one_step, constant(optax.sgd), _seq),
     Method("ePC-Adam", _one_error, constant(optax.adam), _seq),
     Method("PC-Adam", _equilibrium, constant(optax.adam), _seq),
+    Method("ePC-Adam 1e-6", _tiny_error, _undone(constant(optax.adam)), _seq),
+    Method("ePC-MQ 1e-6", _tiny_error, _undone(_mq), _seq),
 )
-_BY_ADAM = ("BP-Adam", "SeqIL-MQ", "SeqIL-Adam", "iPC", "ePC-Adam", "PC-Adam")
+BY_TINY = ("ePC-Adam 1e-6", "ePC-MQ 1e-6")
+_BY_ADAM = ("BP-Adam", "SeqIL-MQ", "SeqIL-Adam", "iPC", "ePC-Adam", "PC-Adam", *BY_TINY)
 _STANDARD = ("BP", "IL", "SeqIL T=1", "SeqIL", *_BY_ADAM)
 STYLES = {
     "ePC-Adam": {"color": "#CC79A7", "marker": "v"},
     "PC-Adam": {"color": "#882255", "marker": "*"},
     "SeqIL T=1": {"color": "#D55E00", "linestyle": ":"},
+    "ePC-Adam 1e-6": {"color": "#CC79A7", "marker": "s", "linestyle": "--"},
+    "ePC-MQ 1e-6": {"color": "#CC79A7", "marker": "o", "linestyle": ":"},
 }
 
 

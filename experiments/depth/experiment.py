@@ -17,8 +17,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 import pcjax
 from experiments.common import grid, report
@@ -34,18 +32,16 @@ from experiments.common.options import BatchSize, Epochs, adapted
 from experiments.common.runner import Plan, constantly, timeless, train_methods
 from experiments.common.settings import Settings, settings
 from experiments.common.tasks import Task, make_task
-from experiments.common.trainer import Trainer
 from experiments.depth import plots, shown
 from experiments.depth.cells import (
+    BY_TINY,
     NETWORKS,
-    RATELESS,
     Cell,
-    compared,
     methods,
     rates,
     sized,
 )
-from pcjax.training.measures import likeness, make_measures
+from experiments.depth.gradients import at_weights, comparison, to_backprop
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,11 @@ def _train(
     step_size = method.step_size(found)
     points = grid.points(rates(cell, method), (step_size,))
     hyper, repeated = grid.runs(points, keys)
-    extra = partial(_gradients, size, task, found, len(keys))
+    looks = {}
+    if method.name == "BP-Adam":
+        looks["gradients"] = comparison(task, found, size.passes)
+    if method.name in BY_TINY:
+        looks["own"] = to_backprop(task, method.rule(found, step_size))
     part = f"{cell.name}-{method.name}".replace(" ", "")
     trained = train_methods(
         run,
@@ -154,7 +154,7 @@ def _train(
         Plan(
             epochs=size.epochs,
             hyper=constantly(hyper),
-            extra=extra if method.name == "BP-Adam" else lambda trainer: {},
+            extra=partial(at_weights, looks, task, size.batch, len(keys)),
         ),
     )
     curves = timeless(run, part, trained)[method.name]
@@ -169,84 +169,8 @@ def _train(
         "last_train_loss": losses[-1].mean(-1),
         "best_validation": report.array(validation).reshape(shape).max(0).mean(-1),
         "gradients": curves.get("gradients"),
+        "own": curves.get("own"),
     }
-
-
-def _gradients(
-    size: Size, task: Task, found: Settings, seeds: int, trainer: Trainer
-) -> dict[str, Any]:
-    """What the gradients are, before training and at the best rate's weights."""
-    last = trainer.records[-1].validation
-    assert task.validation is not None
-    assert last is not None
-    score = report.array(last["top1"]).reshape(-1, seeds)
-    best = int(np.nan_to_num(score, nan=-1.0).mean(-1).argmax()) * seeds
-    fresh = task.network.init(jax.random.key(1), task.example())
-    trained = jax.tree.map(lambda x: x[best], trainer.params)
-    rows = jax.tree.map(lambda x: x[: size.batch], task.validation)
-    batch = task.prepare(*rows)
-    compare = _comparison(size, task, found)
-    return {
-        "gradients": {
-            "fresh": compare(fresh, *batch),
-            "trained": compare(trained, *batch),
-        }
-    }
-
-
-def _comparison(size: Size, task: Task, found: Settings) -> Any:
-    """`(params, inputs, targets) -> what the gradients are`.
-
-    Each is a program of its own: one of all, of a net of 64 layers, takes minutes to
-    compile.
-    """
-    network, output = task.network, task.output
-    bp_fn = jax.jit(pcjax.backprop.value_and_grad(network, output=output))
-    reference = pcjax.error_based(size.passes, RATELESS)
-    measures = jax.jit(
-        make_measures(network, bp_fn, output=output, reference=reference)
-    )
-    own_fn = jax.jit(
-        pcjax.at_equilibrium.value_and_grad(network, reference, output=output)
-    )
-    others = {
-        name: jax.jit(pcjax.value_and_grad(network, method, output=output))
-        for name, method in compared(found).items()
-    }
-    alike = jax.jit(likeness)
-    stay = pcjax.at_equilibrium.value_and_grad(
-        network, pcjax.simultaneous(1, 0.0), output=output
-    )
-
-    @jax.jit
-    def residual(params, inputs, targets, hidden):
-        (_, info), _ = stay(params, inputs, targets, hidden=hidden)
-        return jnp.median(info.equilibrium.residual)
-
-    def compare(params, inputs, targets):
-        batch = (params, inputs, targets)
-        seen = measures(*batch)
-        _, exact = bp_fn(*batch)
-        (_, info), own = own_fn(*batch)
-        to_backprop = {"equilibrium": seen.equilibrium_to_backprop}
-        to_equilibrium = {"BP": seen.equilibrium}
-        residuals = {"equilibrium": jnp.median(info.equilibrium.residual)}
-        for name, grad_fn in others.items():
-            (_, found), grads = grad_fn(*batch)
-            residuals[name] = residual(*batch, found.state.activities[1:-1])
-            to_backprop[name] = alike(grads, exact)
-            to_equilibrium[name] = alike(grads, own)
-        return {
-            "to_backprop": {k: v._asdict() for k, v in to_backprop.items()},
-            "to_equilibrium": {k: v._asdict() for k, v in to_equilibrium.items()},
-            "settled": jnp.mean(seen.settled),
-            "passes": jnp.mean(seen.passes),
-            "residuals": residuals,
-            "error_curvature": jnp.max(seen.error_curvature),
-            "activity_curvature": jnp.max(seen.activity_curvature),
-        }
-
-    return compare
 
 
 def _map(width: int, residual: tuple[int, ...], plain: tuple[int, ...], conv: int):

@@ -27,6 +27,16 @@ def claims(results: dict[str, Any]) -> list[Claim]:
                     f"epochs to BP-Adam's less 1 point: {_to_backprop(cell, method)})",
                 )
             )
+            if found.get("own"):
+                cosines = [report.array(x["cosine"]) for x in found["own"].values()]
+                rows.append(
+                    Claim(
+                        f"{name}, {method}: cosine to backprop over the layers, fresh; "
+                        "trained",
+                        "-",
+                        "; ".join(f"{c.min():.3f} to {c.max():.3f}" for c in cosines),
+                    )
+                )
         seen = cell["methods"]["BP-Adam"]["gradients"]["trained"]
         for rule, residual in seen["residuals"].items():
             like = [

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import depth, equilibrium
 from experiments.common.settings import settings
-from experiments.depth import experiment as depth_experiment
+from experiments.depth import gradients as depth_gradients
 from experiments.depth import plots
 from experiments.depth import shown as depth_shown
 from experiments.depth.cells import Cell, methods, rates, sized
@@ -79,12 +79,12 @@ def test_nets_are_chosen_by_words_of_their_titles():
 def test_depth_smoke(tmp_path, monkeypatch, whole):
     if not whole:
         kept = ("SeqIL T=1", "ePC", "PC")
-        every = depth_experiment.compared
+        every = depth_gradients.compared
 
         def compared(settings):
             return {name: every(settings)[name] for name in kept}
 
-        monkeypatch.setattr(depth_experiment, "compared", compared)
+        monkeypatch.setattr(depth_gradients, "compared", compared)
         small = dataclasses.replace(
             depth.EXPERIMENT.sizes["smoke"],
             cells=(Cell("residual", "muPC", 2, 8),),
