@@ -111,7 +111,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             rows = {}
             for method in chosen:
                 with contextlib.suppress(UnfinishedError):  # it is named by the run
-                    rows[method.name] = train(cell, method)
+                    rows[method.name] = train(cell, method, group == "cells")
             if "BP-Adam" not in rows:  # beside which all stands
                 continue
             results[group][cell.name] = {**dataclasses.asdict(cell), "methods": rows}
@@ -133,15 +133,19 @@ def _train(
     keys: jax.Array,
     cell: Cell,
     method: Method,
+    compare: bool,
 ) -> dict[str, Any]:
-    """A method at all rates; of the best by validation what it reached, and how."""
+    """A method at all rates; of the best by validation what it reached, and how.
+
+    With `compare` its gradients are set beside others.
+    """
     step_size = method.step_size(found)
     points = grid.points(rates(cell, method), (step_size,))
     hyper, repeated = grid.runs(points, keys)
     looks = {}
-    if method.name == "BP-Adam":
+    if compare and method.name == "BP-Adam":
         looks["gradients"] = comparison(task, found, size.passes)
-    if method.name in BY_TINY:
+    if compare and method.name in BY_TINY:
         looks["own"] = to_backprop(task, method.rule(found, step_size))
     part = f"{cell.name}-{method.name}".replace(" ", "")
     trained = train_methods(
