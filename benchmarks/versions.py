@@ -23,7 +23,7 @@ import tyro
 
 from benchmarks import timing
 
-Net = Literal["mlp", "conv", "autoencoder"]
+Net = Literal["mlp", "conv", "autoencoder", "residual"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Config:
     before: Path
     """The checkout of the earlier version."""
     net: Net = "mlp"
-    """The paper's nets, with batches of 64."""
+    """The paper's nets, or 64 residual layers of 128, with batches of 64."""
     rounds: int = 30
     """Timed calls of both."""
     json: Path | None = None
@@ -51,6 +51,7 @@ networks = {
     "mlp": lambda: pcjax.mlp([3072, 1024, 1024, 1024, 10]),
     "conv": lambda: pcjax.convnet(10),
     "autoencoder": lambda: pcjax.autoencoder(),
+    "residual": lambda: pcjax.residual_mlp([3072, *[128] * 63, 10], jnp.tanh),
 }
 network = networks[net]()
 output = pcjax.sigmoid if net == "autoencoder" else pcjax.softmax

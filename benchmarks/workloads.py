@@ -80,11 +80,19 @@ def autoencoder(batch_size: int = 64) -> Workload:
     return _workload(pcjax.autoencoder(), pcjax.sigmoid, (batch_size, 3072), 3072)
 
 
+def residual(batch_size: int = 64, width: int = 128, depth: int = 64) -> Workload:
+    """A deep classifier with skip connections, 3072-63x128-10 by default, of tanh."""
+    sizes = [3072, *[width] * (depth - 1), 10]
+    network = pcjax.residual_mlp(sizes, jnp.tanh)
+    return _workload(network, pcjax.softmax, (batch_size, 3072), 10)
+
+
 NETS: dict[str, Callable[..., Workload]] = {
     "mlp": mlp,
     "conv": conv,
     "vgg5": vgg5,
     "autoencoder": autoencoder,
+    "residual": residual,
 }
 
 
