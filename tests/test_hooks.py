@@ -1,7 +1,8 @@
 """What users hand to inference: weights of t, starts and keys; calls un-jitted."""
 
 import resource
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 import pcjax
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
 from pcjax.networks import linear
+from pcjax.numerics.compiled import _compiled
 from tests import problems
 from tests.tiers import thorough
 
@@ -245,7 +247,19 @@ def calls():
     rest_fn = pcjax.at_equilibrium.value_and_grad(case.network, method, **OPTIONS)
     multipliers = pcjax.augmented_lagrangian(case.network, 3, 0.1, **OPTIONS)
     forward = pcjax.forward_update(case.network, method, **OPTIONS)
+    rule = partial(pcjax.value_and_grad, case.network, method, **OPTIONS)
+    both, few = pcjax.centred(rule, 0.1), pcjax.averaged(grad_fn, 2)
     return {
+        "arrays in parts": lambda: pcjax.infer(
+            case.network,
+            pcjax.sequential(3, jnp.float32(0.1)),
+            *case[1:],
+            clamp=pcjax.soft_clamp(jnp.float32(0.1)),
+            gamma=[jnp.ones(len(case.inputs)), np.ones(len(case.inputs))],
+            **OPTIONS,
+        ),
+        "centred": lambda: both(*case[1:]),
+        "averaged": lambda: few(*case[1:]),
         "infer": lambda: pcjax.infer(
             case.network,
             pcjax.sequential(3, 0.1),
@@ -272,6 +286,7 @@ def calls():
 NAMES = (
     *("infer", "grad_fn", "incremental", "infer_to_equilibrium", "linear_equilibrium"),
     *("at_equilibrium", "largest_curvature", "augmented_lagrangian", "forward_update"),
+    *("arrays in parts", "centred", "averaged"),
 )
 
 
@@ -285,16 +300,57 @@ def test_a_second_call_without_jit_compiles_nothing(name):
         jax.block_until_ready(call())
 
 
-def test_calls_without_jit_keep_no_memory(faults):
+def _resident():
+    """Bytes of memory that this process holds now."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_calls_without_jit_keep_no_memory():
     every = calls()
-    for name in ("infer", "grad_fn"):
+    names = ("infer", "grad_fn", "arrays in parts")
+    for name in names:
         jax.block_until_ready(every[name]())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(200 if faults.all else 40):
-        jax.block_until_ready(every["infer"]())
-        jax.block_until_ready(every["grad_fn"]())
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 20_000  # kilobytes; 3 MB a call once were
+    before = _resident()
+    for _ in range(200):
+        for name in names:
+            jax.block_until_ready(every[name]())
+    assert _resident() - before < 20e6  # 3 MB a call once were
+
+
+def test_arrays_in_parts_are_those_of_each_call(x64):
+    case = problems.dense_case(SIZES, dtype=jnp.float64)
+    run = partial(pcjax.infer, case.network, **OPTIONS)
+    for number in (0.1, 0.2):
+        have = run(pcjax.sequential(2, jnp.float64(number)), *case[1:])
+        want = run(pcjax.sequential(2, number), *case[1:])
+        problems.assert_trees_close(have, want)
+
+
+def test_what_is_traced_is_not_kept():
+    """Weights and steps that close over a tracer, data being constant."""
+    case = problems.dense_case(SIZES)
+
+    def error(scale):
+        found = pcjax.infer(
+            case.network,
+            pcjax.sequential(2, lambda t: 0.1 * scale),
+            *case[1:],
+            gamma=lambda activities, errors: scale,
+            **OPTIONS,
+        )
+        return jnp.sum(found.state.errors[-1] ** 2)
+
+    before = _compiled.cache_info().currsize
+    with jax.checking_leaks():
+        once = jax.jit(error)(2.0)
+        slope = jax.grad(error)(2.0)
+    assert _compiled.cache_info().currsize == before
+    step = 1e-2
+    around = (error(2.0 + step) - error(2.0 - step)) / (2 * step)
+    np.testing.assert_allclose(once, error(2.0), rtol=1e-5)
+    np.testing.assert_allclose(slope, around, rtol=1e-2)
 
 
 def test_different_methods_are_not_taken_for_each_other():

@@ -197,7 +197,8 @@ def infer(
         inference; by default the feed-forward activities.
       key: a random key for methods that draw numbers, split between the examples; by
         default keys are made of the bits of the feed-forward activities, so that the
-        same call draws the same.
+        same call draws the same, and equal examples draw alike: give one to chains of
+        the same example, and where other devices or batches may round otherwise.
 
     Returns:
       Initial and final state, and the trace.

@@ -12,6 +12,7 @@ from pcjax.checks import check_callable
 from pcjax.learning.gradients import GradFn
 from pcjax.networks.nudges import check_beta, is_known, nudge
 from pcjax.networks.outputs import Clamp
+from pcjax.numerics.compiled import once_compiled
 
 Rule = Callable[..., GradFn]  # called with `clamp=`
 
@@ -78,7 +79,7 @@ def centred(rule: Rule, beta: Any, *, clamp: Callable[[Any], Clamp] = nudge) -> 
     """
     _check("centred", rule, beta, clamp)
 
-    def grad_fn(params, inputs, targets, **start):
+    def run(beta, params, inputs, targets, start):
         def of_sign(signed):
             return nudged(rule, signed, clamp=clamp)(params, inputs, targets, **start)
 
@@ -93,6 +94,9 @@ def centred(rule: Rule, beta: Any, *, clamp: Callable[[Any], Clamp] = nudge) -> 
         )
         grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
         return (jnp.mean(energy), info), grads
+
+    def grad_fn(params, inputs, targets, **start):
+        return once_compiled(run, (beta,), (params, inputs, targets, start))
 
     return grad_fn
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pcjax.checks import check_callable, check_count
 from pcjax.inference.state import InferenceState
 from pcjax.learning.gradients import GradFn, Info
+from pcjax.numerics.compiled import once_compiled
 
 
 def averaged(
@@ -56,7 +57,7 @@ def averaged(
         start = own if hidden is None else own | {"hidden": hidden}
         return grad_fn(params, inputs, targets, **start)
 
-    def averaged_fn(params, inputs, targets, *, hidden=None, key=None):
+    def run(params, inputs, targets, hidden, key):
         if warm_up is not None:
             (_, info), _ = warm_up(params, inputs, targets, hidden=hidden, key=key)
             hidden = state_of("averaged", info).activities[1:-1]
@@ -78,6 +79,9 @@ def averaged(
             energy=energies, initial_energy=first.initial_energy, loss=first.loss
         )
         return (energy, info), grads
+
+    def averaged_fn(params, inputs, targets, *, hidden=None, key=None):
+        return once_compiled(run, (), (params, inputs, targets, hidden, key))
 
     return averaged_fn
 

@@ -105,11 +105,15 @@ def check_batch(
     check_sequence(function, "params", params)
     check_float(function, "targets", targets)
     check_params(function, network, params, inputs)
-    shapes = jax.eval_shape(network.apply, params, inputs).shape
-    if targets.shape != shapes:
+    given = network, tuple(inputs.shape), inputs.dtype
+    try:
+        shape = _output_shape(*given)
+    except TypeError:  # a network that cannot be hashed
+        shape = jax.eval_shape(network.apply, params, inputs).shape
+    if targets.shape != shape:
         raise ValueError(
             f"{function}: targets have shape {targets.shape}, but the network's "
-            f"outputs have shape {shapes}."
+            f"outputs have shape {shape}."
         )
 
 
@@ -120,6 +124,14 @@ def _expected_params(
     """The shapes `network.init` gives, worked out without computing anything."""
     inputs = jax.ShapeDtypeStruct(shape, dtype)
     return jax.eval_shape(lambda x: network.init(jax.random.key(0), x), inputs)
+
+
+@lru_cache(maxsize=64)
+def _output_shape(network: Any, shape: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
+    """The shape of the outputs, by parameters as `network.init` makes them."""
+    inputs = jax.ShapeDtypeStruct(shape, dtype)
+    params = _expected_params(network, shape, dtype)
+    return jax.eval_shape(network.apply, params, inputs).shape
 
 
 def explain(index: int, below: Sequence[jax.Array], function: Callable, *args) -> Any:

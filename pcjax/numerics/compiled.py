@@ -1,10 +1,14 @@
 """Functions that compile once, however often they are called without `jax.jit`."""
 
-from collections.abc import Callable, Hashable
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable
+from copy import copy
 from functools import lru_cache, partial
+from types import FunctionType
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def once_compiled(function: Callable, parts: tuple, arrays: tuple) -> Any:
@@ -12,25 +16,101 @@ def once_compiled(function: Callable, parts: tuple, arrays: tuple) -> Any:
 
     Loops make a new program of every call outside of `jax.jit`. Here the program is
     kept for as long as the parts are equal, of the last 32 combinations of parts.
+    Arrays among the parts are arguments of the program, as `arrays` are; what functions
+    close over is taken for constant, as by `jax.jit`.
 
     Args:
-      function: a function of a module, traceable.
-      parts: what it is made of, Python objects; if they cannot be hashed, or hold
-        traced arrays, nothing is compiled here.
+      function: traceable, and the same object in every call.
+      parts: what it is made of, Python objects; if they cannot be hashed, nothing is
+        compiled here.
       arrays: pytrees of arrays.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
+    held: list[Any] = []
+    skeleton = _emptied(parts, held)
+    values = (function, parts, *jax.tree.leaves(arrays))
+    if _holds_traced(values, set()):
         return function(*parts, *arrays)
     try:
-        compiled = _compiled(function, parts)
+        compiled = _compiled(function, skeleton)
     except TypeError:  # parts that cannot be hashed
         return function(*parts, *arrays)
-    return compiled(*arrays)
+    return compiled(held, *arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hole:
+    """The place of an array among the parts."""
+
+    index: int
 
 
 @lru_cache(maxsize=32)
-def _compiled(function: Callable, parts: tuple[Hashable, ...]) -> Callable:
-    return jax.jit(partial(function, *parts))
+def _compiled(function: Callable, skeleton: Hashable) -> Callable:
+    return jax.jit(lambda held, *arrays: function(*_filled(skeleton, held), *arrays))
+
+
+def _holds_traced(value: Any, seen: set[int]) -> bool:
+    """Whether there are traced arrays in it, closed over by functions, too."""
+    if isinstance(value, jax.core.Tracer):
+        return True
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    inner: Iterable[Any] = ()
+    if isinstance(value, FunctionType):
+        cells = value.__closure__ or ()
+        inner = [getattr(cell, "cell_contents", None) for cell in cells]
+    elif isinstance(value, partial):
+        inner = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, tuple | list):
+        inner = value
+    elif _is_record(value):
+        inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return any(_holds_traced(one, seen) for one in inner)
+
+
+def _emptied(part: Any, held: list[Any]) -> Any:
+    """The part with holes in the place of arrays, which are appended to `held`."""
+    if isinstance(part, jax.Array | np.ndarray):
+        held.append(part)
+        return _Hole(len(held) - 1)
+    return _mapped(part, lambda inner: _emptied(inner, held))
+
+
+def _filled(part: Any, held: list[Any]) -> Any:
+    """The part with its arrays."""
+    if isinstance(part, _Hole):
+        return held[part.index]
+    return _mapped(part, lambda inner: _filled(inner, held))
+
+
+def _mapped(part: Any, function: Callable[[Any], Any]) -> Any:
+    """A tuple, a list or what a frozen dataclass holds, mapped; all else as it is.
+
+    Lists become tuples, which can be hashed; what nothing changes is left alone.
+    """
+    if isinstance(part, tuple | list):
+        inner = [function(value) for value in part]
+        if isinstance(part, tuple) and all(map(_same, inner, part)):
+            return part
+        return part._make(inner) if hasattr(part, "_make") else tuple(inner)
+    if _is_record(part):
+        names = [field.name for field in dataclasses.fields(part)]
+        inner = [function(getattr(part, name)) for name in names]
+        if all(map(_same, inner, [getattr(part, name) for name in names])):
+            return part
+        part = copy(part)
+        for name, value in zip(names, inner, strict=True):
+            object.__setattr__(part, name, value)
+    return part
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other
 
 
 def hashable(value: Any) -> Any:
