@@ -260,6 +260,10 @@ def test_bad_input_is_refused():
     method = pcjax.sequential(5, 0.1)
     with pytest.raises(ValueError, match="layer 1 has the activation"):
         linear_equilibrium(*tanh)
+    half = pcjax.add(pcjax.dense(4, linear), pcjax.dense(4, jnp.tanh))
+    graph = pcjax.Network((pcjax.dense(4, linear), half), ((0,), (0, 1)))
+    with pytest.raises(ValueError, match="layer 1 has the activation"):
+        linear_equilibrium(*problems.make(graph, (3,), dtype=jnp.float64))
     with pytest.raises(ValueError, match="must be numbers, not functions"):
         linear_equilibrium(*case, gamma=lambda h, e: 1.0)
     with pytest.raises(ValueError, match="clamp_gamma must be >= 0 and finite"):

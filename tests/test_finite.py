@@ -500,6 +500,62 @@ def test_of_moving_weights_one_iteration_of_inference_is_replayed():
     assert found.iteration >= 2
 
 
+def test_activities_given_to_start_from_are_those_of_training():
+    params, inputs, targets = _problem(SMALL)
+    arguments = SMALL, SEQUENTIAL, params, inputs, targets
+
+    def found(value):
+        hidden = [jnp.full((BATCH, 8), value)]
+        return diagnosis.diagnose(*arguments, **OPTIONS, hidden=hidden)
+
+    assert found(1.0) is None
+    assert found(1e25).quantity == "gradient"  # too large for its square
+    start = "activity of layers 1, 2 not finite at the start from hidden"
+    assert str(found(jnp.inf)) == start
+    other = {"network": SMALL, "hidden": [jnp.ones((BATCH, 8))]}
+    with pytest.raises(ValueError, match=r"hidden is of inference.*method=None"):
+        _diagnose("BP", *arguments[2:], **other)
+    with pytest.raises(ValueError, match=r"hidden is of inference.*weights_move"):
+        _diagnose("iPC", *arguments[2:], **other, **_sgd(params))
+
+
+@pytest.mark.parametrize(
+    ("rule", "far", "want"),
+    [
+        ("SeqIL", 0, ("activity", (1, 2), 1)),
+        ("iPC", 0, ("activity", (1, 2), 1)),
+        ("iPC", 1, ("gradient", (0, 1), 3)),
+    ],
+)
+def test_the_key_is_that_of_training(rule, far, want):
+    """A method that leaps in iteration `far`, and with one key alone."""
+    params, inputs, targets = _problem(SMALL)
+    key = jax.random.key(7)
+
+    def init(hidden, keys):
+        own = jax.random.split(key, BATCH)
+        return jnp.all(jax.random.key_data(keys) == jax.random.key_data(own))
+
+    def step(t, state, gradient, leaps):
+        move = jnp.where(leaps & (t == far), jnp.inf, 0.0)
+        return (jnp.full_like(state.activities[1], move),), leaps
+
+    found = [
+        diagnosis.diagnose(
+            SMALL,
+            pcjax.Method(2 * far + 1, init, step, random=True),
+            *(params, inputs, targets),
+            **OPTIONS,
+            **_sgd(params),
+            weights_move=rule == "iPC",
+            key=given,
+        )
+        for given in (key, None)
+    ]
+    assert found[0][:3] == want
+    assert found[1] is None
+
+
 def test_the_learning_clamp_is_that_of_training():
     params, inputs, targets = _problem(SMALL)
 

@@ -195,6 +195,41 @@ def test_the_energy_of_a_graph_is_the_sum_over_its_nodes(x64):
         np.testing.assert_allclose(terms[i - 1], want, rtol=1e-12)
 
 
+def test_the_decay_is_of_the_function_that_an_activity_is_read_through(x64):
+    # h_1 is the second that its reader reads, h_2 the first.
+    reads = ((0,), (0, 1), (2, 0))
+    parts = [pcjax.dense(4, jnp.tanh if i else linear) for i in (0, 1)]
+    layers = pcjax.dense(4), pcjax.add(*parts), pcjax.add(*parts[::-1])
+    case = problems.make(pcjax.Network(layers, reads), (5,), **F64)
+    oracle = Oracle(case, reads, decay=0.7)
+    options = {"output": pcjax.softmax, "decay": 0.7}
+
+    @jax.jit
+    def run(params, inputs, targets):
+        method = pcjax.sequential(2, 0.3)
+        h = pcjax.infer(case.network, method, params, inputs, targets, **options)
+        of = partial(pcjax.free_energy_per_layer, case.network, params, **options)
+        activities = h.state.activities
+        return activities, of(activities), jax.grad(lambda h: of(h).sum())(activities)
+
+    activities, terms, slopes = run(*case[1:])
+    h = oracle.infer("sequential", 2, 0.3)
+    e = oracle.errors(h)
+    assert_close(activities[1:-1], h[1:], oracle.start()[1:])
+    for i in (1, 2):
+        want = 0.5 * (e[i] ** 2).sum(1) + 0.35 * (np.tanh(h[i]) ** 2).sum(1)
+        np.testing.assert_allclose(terms[i - 1], want, rtol=1e-12)
+        assert_close(slopes[i], oracle.gradient(i, h, e))
+
+
+def test_the_decay_is_of_the_first_layer_that_reads_an_activity():
+    end = pcjax.add(pcjax.dense(3, jax.nn.relu), pcjax.skip())
+    layers = pcjax.dense(3), pcjax.dense(3, jnp.tanh), end
+    network = pcjax.Network(layers, ((0,), (1,), (2, 1)))
+    assert network.activation(1) is jnp.tanh
+    assert network.activation(2) is jax.nn.relu
+
+
 @pytest.mark.parametrize("kind", problems.METHODS)
 def test_incremental_steps_of_weights_and_activities(x64, kind):
     case = case_of("residual", **F64)
@@ -456,6 +491,15 @@ def descend(case, kind, num_steps, eps):
 def test_graphs_that_are_none_are_refused(layers, reads, error, message):
     with pytest.raises(error, match=message):
         pcjax.Network((pcjax.dense(3),) * layers, reads)
+
+
+def test_as_many_functions_as_activities_are_read():
+    one = pcjax.dense(3)
+    for count, read in ((1, (0,)), (1, (0, 1)), (3, (1, 0))):
+        layer = one._replace(activations=(linear,) * count)
+        first = (layer,) if len(read) == 1 else (one, layer)
+        with pytest.raises(ValueError, match=f"reads .*; got {count} functions"):
+            pcjax.Network(first, ((0,), read)[-len(first) :])
 
 
 def test_sums_refuse_what_does_not_fit():

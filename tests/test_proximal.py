@@ -338,6 +338,23 @@ def test_the_bias_can_be_left_out():
     np.testing.assert_array_equal([norm[0] for norm in norms], [2, 3])
 
 
+def test_graphs_are_refused():
+    end = pcjax.add(pcjax.dense(2, jnp.tanh), pcjax.dense(2))
+    graph = pcjax.Network((pcjax.dense(3), pcjax.dense(3), end), ((0,), (0,), (1, 2)))
+    case = problems.make(graph, (4,), batch=1, dtype=jnp.float64)
+    h = [jnp.ones((1, n)) for n in (4, 3, 3, 2)]
+    calls = {
+        "squared_norms": lambda: squared_norms(graph, h),
+        "inference_step": lambda: inference_step(graph, case.params, h, 0.1),
+        "limit_gap": lambda: limit_gap(graph, case.params, case.params, h),
+    }
+    for weights in WEIGHTS.values():
+        calls[weights.__name__] = partial(weights, graph, 0.1, 1.0)
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"{name}: expected a chain, got layers"):
+            call()
+
+
 def test_weights_may_be_negative_where_a_function_gives_them():
     case = case64()
     weights = proximal_weights(case.network, 0.1, 5.0)._asdict()

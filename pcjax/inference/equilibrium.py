@@ -152,9 +152,10 @@ def linear_equilibrium(
     check_batch(name, network, params, inputs, targets)
     check_non_negative(name, "clamp_gamma", clamp_gamma)
     for index, layer in enumerate(network.layers):
-        if layer.activation is not linear:
+        functions = layer.activations or (layer.activation,)
+        if any(function is not linear for function in functions):
             raise ValueError(
-                f"{name}: layer {index} has the activation {layer.activation}; the "
+                f"{name}: layer {index} has the activations {functions}; the "
                 "closed form is of linear networks, such as mlp(sizes, "
                 "activation=pcjax.networks.linear)."
             )

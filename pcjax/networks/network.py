@@ -54,6 +54,8 @@ class Layer(NamedTuple):
         input of a network can be such.
       source: whether the layer predicts from nothing, as a prior does: it can only read
         the input, and uses no more of it than the number of examples.
+      activations: None, or of a layer that reads several activities the `f` of each, in
+        the order of `Network.reads`; in the decay they take the place of `activation`.
     """
 
     init: Callable[..., Params]
@@ -62,6 +64,7 @@ class Layer(NamedTuple):
     near: Near | None = None
     tokens: bool = False
     source: bool = False
+    activations: tuple[Activation, ...] | None = None
 
 
 class _Network(NamedTuple):
@@ -91,8 +94,9 @@ class Network(_Network):
 
     Raises:
       TypeError: if a layer is no `Layer`.
-      ValueError: if a layer reads nothing, the same twice or what is not below it, or a
-        hidden activity is read by no layer.
+      ValueError: if a layer reads nothing, the same twice or what is not below it, a
+        hidden activity is read by no layer, or a layer has `activations` of more or
+        fewer activities than it reads, or of one.
     """
 
     __slots__ = ()
@@ -125,6 +129,13 @@ class Network(_Network):
                     "expected it to be the first layer, or in a graph to read the "
                     f"input alone, reads[{index}] = (0,); got {read}."
                 )
+            given = layer.activations
+            if given is not None and not 1 < len(given) == len(read):
+                raise ValueError(
+                    f"Network: layer {index} reads {read}: expected activations to be "
+                    "None or, of several activities, a tuple with a function for each; "
+                    f"got {len(given)} functions."
+                )
         return super().__new__(cls, tuple(layers), checked)
 
     @property
@@ -137,8 +148,15 @@ class Network(_Network):
         return tuple(layer for layer, read in enumerate(self.reads) if index in read)
 
     def activation(self, index: int) -> Activation:
-        """The `f` in the decay of `h_index`: that of the first layer reading it."""
-        return self.layers[self.readers(index)[0]].activation
+        """The `f` in the decay of `h_index`: that of the first layer reading it.
+
+        Of a layer that reads several activities it is the one put on `h_index`.
+        """
+        first = self.readers(index)[0]
+        layer = self.layers[first]
+        if layer.activations is None:
+            return layer.activation
+        return layer.activations[self.reads[first].index(index)]
 
     def init(self, key: jax.Array, inputs: jax.Array) -> tuple[Params, ...]:
         """Draws the parameters of every layer.
@@ -172,6 +190,14 @@ class Network(_Network):
     def apply(self, params: Sequence[Params], inputs: jax.Array) -> jax.Array:
         """Returns the output logits `p_L` [B, ...] of the feed-forward pass."""
         return feedforward(self, params, inputs)[-1]
+
+
+def check_chain(function: str, network: Network) -> None:
+    """Refuses graphs."""
+    if not network.is_chain:
+        raise ValueError(
+            f"{function}: expected a chain, got layers that read {network.reads}."
+        )
 
 
 def _checked_reads(count: int, reads: Any) -> tuple[tuple[int, ...], ...]:

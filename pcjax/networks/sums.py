@@ -24,8 +24,8 @@ def add(*layers: Layer) -> Layer:
         the same shape.
 
     Returns:
-      A layer whose parameters are a tuple of theirs. Its activation is that of the
-      first.
+      A layer whose parameters are a tuple of theirs. Its `activations` are theirs, so
+      that the decay of an activity is by that of the layer that reads it.
 
     Raises:
       TypeError: if one is no layer.
@@ -77,7 +77,9 @@ def add(*layers: Layer) -> Layer:
         )
 
     near = _near_sum(layers, apply, each, total)
-    return Layer(init, apply, layers[0].activation, near)
+    functions = tuple(layer.activation for layer in layers)
+    several = functions if len(layers) > 1 else None
+    return Layer(init, apply, functions[0], near, activations=several)
 
 
 def _near_sum(layers, apply, each, total) -> Near:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from pcjax.energy import Activities, Errors
-from pcjax.networks.network import Network
+from pcjax.networks.network import Network, check_chain
 
 
 def squared_norms(
@@ -46,9 +46,11 @@ def squared_norms(
       L arrays [B].
 
     Raises:
-      ValueError: if the activities are not as many as the network's, or a layer
-        predicts anything but [B, n], so that it is not dense.
+      ValueError: if the network is a graph (one whose layers read one activity each is
+        a chain), the activities are not as many as the network's, or a layer predicts
+        anything but [B, n], so that it is not dense.
     """
+    check_chain("squared_norms", network)
     count = len(network.layers)
     if len(activities) != count + 1:
         raise ValueError(
@@ -83,7 +85,7 @@ def normalised_weights(
 
     Returns:
       A function for the argument `gamma` of `local_gradients`: every example's
-      error is divided by its own `||f(h_l)||^2`.
+      error is divided by its own `||f(h_l)||^2`. It raises what `squared_norms` does.
     """
 
     def weights(activities: Activities, errors: Errors) -> list[jax.Array]:
@@ -109,7 +111,8 @@ def normalise(
       the activities that inference ends with.
 
     Raises:
-      ValueError: by what is returned, if there was no inference (backprop).
+      ValueError: by what is returned, if there was no inference (backprop), or as
+        `squared_norms`.
     """
     scale = scale_by_squared_norms()
 

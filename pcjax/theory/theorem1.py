@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from pcjax.checks import check_non_negative
 from pcjax.energy import Activities, Errors
 from pcjax.learning.gradients import local_gradients
-from pcjax.networks.network import Network, Params, feedforward
+from pcjax.networks.network import Network, Params, check_chain, feedforward
 from pcjax.networks.outputs import Clamp, Output, identity
 from pcjax.optimizers.normalised import squared_norms
 from pcjax.theory.proximal import check_positive
@@ -70,9 +70,10 @@ def theorem1_weights(
       Gamma, decay and clamp.
 
     Raises:
-      ValueError: if beta is not positive, a step size is negative, their number is
-        not L, or (by the weights) a layer is not dense.
+      ValueError: if the network is a graph, beta is not positive, a step size is
+        negative, their number is not L, or (by the weights) a layer is not dense.
     """
+    check_chain("theorem1_weights", network)
     alphas = _step_sizes("theorem1_weights", network, step_sizes)
     check_positive("theorem1_weights", "beta", beta)
 
@@ -91,6 +92,7 @@ def lemma1_weights(
     of `h_{L-1}`: `alpha_{L-1}^2 ||f(h_{L-1})||^2` like that of any other layer.
     Arguments and errors are those of `theorem1_weights`.
     """
+    check_chain("lemma1_weights", network)
     alphas = _step_sizes("lemma1_weights", network, step_sizes)
     check_positive("lemma1_weights", "beta", beta)
 
@@ -114,6 +116,7 @@ def proximal_weights(
 
     Arguments and errors are those of `theorem1_weights`.
     """
+    check_chain("proximal_weights", network)
     alphas = _step_sizes("proximal_weights", network, step_sizes)
     check_positive("proximal_weights", "beta", beta)
 
@@ -150,8 +153,9 @@ def inference_step(
       own steps (eq. 27, left-hand side). No gamma enters.
 
     Raises:
-      ValueError: if the arguments do not fit each other.
+      ValueError: if the network is a graph or the arguments do not fit each other.
     """
+    check_chain("inference_step", network)
     alphas = _step_sizes("inference_step", network, step_sizes)
 
     def weights(activities, errors):
@@ -182,8 +186,10 @@ def limit_gap(
       the update.
 
     Raises:
-      ValueError: if there is more than one example or no hidden layer.
+      ValueError: if the network is a graph, there is more than one example or no
+        hidden layer.
     """
+    check_chain("limit_gap", network)
     if activities[0].shape[0] != 1 or len(network.layers) < 2:
         raise ValueError(
             "limit_gap: Theorem 1 is about one example and a hidden layer, got "

@@ -25,6 +25,7 @@ from pcjax.optimizers.finite import fits
 from pcjax.training.epoch import mean
 
 _MADE = ("gradient", "optimizer state", "update")  # in a step, in this order
+_FORWARD = " in the feed-forward pass"
 _OF_LAYERS = ("parameter", "gradient", "update", "new parameter")
 
 
@@ -38,9 +39,10 @@ class NonFinite(NamedTuple):
       layers: its layers, of all that went at once: l of `h_l` or `e_l` (1..L), and l
         of `theta_l` (0..L-1) for parameters, gradients and updates. Empty for inputs,
         targets and the optimizer state.
-      iteration: of inference, 0 being the feed-forward pass and t the state that t
-        iterations have made; None if it was not in inference.
-      leaves: key paths of what was not finite, in the tree that holds it.
+      iteration: of inference, 0 being its start, the feed-forward pass or `hidden`, and
+        t the state that t iterations have made; None if it was not in inference.
+      leaves: key paths of what was not finite, in the tree that holds it; `("hidden",)`
+        at a start from there.
     """
 
     quantity: str
@@ -57,7 +59,7 @@ class NonFinite(NamedTuple):
             where = f" at {', '.join(self.leaves)}"
         when = {
             None: "",
-            0: " in the feed-forward pass",
+            0: " at the start from hidden" if self.leaves else _FORWARD,
         }.get(self.iteration, f" in inference iteration {self.iteration}")
         return f"{self.quantity}{where} not finite{when}"
 
@@ -77,13 +79,15 @@ def diagnose(
     decay: Weights = 0.0,
     learning_clamp: Clamp | None = None,
     weights_move: bool = False,
+    hidden: Sequence[jax.Array] | None = None,
+    key: jax.Array | None = None,
 ) -> NonFinite | None:
     """Repeats a training iteration and names what first went non-finite in it.
 
     It is for the host, after the fact: it compiles programs of its own.
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       method: the method of inference; None for backprop.
       params: the parameters before the iteration.
       inputs: its batch.
@@ -99,15 +103,26 @@ def diagnose(
       weights_move: whether the iteration is that of `pcjax.incremental`. Of its later
         iterations only the gradients and what the optimizer makes of them are seen; a
         gradient of layer l is not finite if `e_{l+1}` is not.
+      hidden: the activities that inference started from, as `infer` takes them; only
+        of inference before learning.
+      key: the random key that the iteration was given, see `infer`; backprop draws
+        nothing by it.
 
     Returns:
       What was not finite, or None if everything is.
 
     Raises:
-      ValueError: as `infer`, or if `weights_move` comes without `method` and `tx`.
+      TypeError: as `infer`.
+      ValueError: as `infer`, or if `weights_move` comes without `method` and `tx`, or
+        `hidden` with `weights_move` or without `method`.
     """
     if weights_move and (method is None or tx is None):
         raise ValueError("diagnose: weights_move needs the method and tx of training.")
+    if hidden is not None and (method is None or weights_move):
+        raise ValueError(
+            "diagnose: hidden is of inference before learning, which starts from it; "
+            f"got it with {'weights_move' if weights_move else 'method=None'}."
+        )
     params = tuple(params)
     options = {"output": output, "clamp": clamp, "gamma": gamma, "decay": decay}
     for quantity, tree in (
@@ -120,9 +135,10 @@ def diagnose(
             return found
     if weights_move:
         return _diagnose_incremental(
-            network, method, tx, params, opt_state, inputs, targets, options
+            network, method, tx, params, opt_state, inputs, targets, options, key
         )
-    found = _in_inference(network, method, params, inputs, targets, options)
+    start = {"hidden": hidden, "key": key}
+    found = _in_inference(network, method, params, inputs, targets, options | start)
     if found:
         return found
     if method is None:
@@ -131,6 +147,7 @@ def diagnose(
         grad_fn = value_and_grad(
             network, method, learning_clamp=learning_clamp, **options
         )
+        grad_fn = partial(grad_fn, **start)
     (_, info), grads = jax.jit(grad_fn)(params, inputs, targets)
     return _find("gradient", grads) or _in_step(
         tx, grads, opt_state, params, mean(info.loss)
@@ -171,17 +188,18 @@ def _watched(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def _diagnose_incremental(
-    network, method, tx, params, opt_state, inputs, targets, options
+    network, method, tx, params, opt_state, inputs, targets, options, key
 ):
     """The first of the T iterations whose state or step is not finite."""
     one = method._replace(num_steps=1)
-    if found := _in_inference(network, one, params, inputs, targets, options):
+    of_start = options | {"key": key}
+    if found := _in_inference(network, one, params, inputs, targets, of_start):
         return found
     update = incremental(network, method, _watched(tx), **options)
     zero = jnp.zeros((), jnp.int32)
     finite = jax.tree.map(lambda _: jnp.array(True), (params, opt_state, params))
     start = _Watch(opt_state, zero, zero - 1, finite)
-    new, watch, _ = jax.jit(update)(params, start, inputs, targets)
+    new, watch, _ = jax.jit(update)(params, start, inputs, targets, key=key)
     for quantity, flags in zip(_MADE, watch.finite, strict=True):
         if found := _find(quantity, flags):
             return found._replace(iteration=int(watch.first) + 1)
@@ -207,7 +225,8 @@ def _in_inference(network, method, params, inputs, targets, options):
     for t in range(method.num_steps + 1):
         for quantity, flags in zip(("activity", "error"), rows, strict=True):
             if found := _of_layers(quantity, [flag[t] for flag in flags], t):
-                return found
+                given = t == 0 and options.get("hidden") is not None
+                return found._replace(leaves=("hidden",)) if given else found
     return None
 
 

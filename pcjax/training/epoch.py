@@ -102,7 +102,7 @@ def init_state(
     those it started from (Prodigy, DoG, mechanize), so that these stay usable.
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       tx: the optimizer. One that draws noise from a seed, such as `optax.add_noise`,
         draws the same for networks trained side by side, unless its key is made of
         theirs.

@@ -81,7 +81,7 @@ def make_evaluation(
     """Averages a measure of the feed-forward outputs over a whole data set.
 
     Args:
-      network: a chain of L layers.
+      network: L layers, a chain or a graph.
       prepare: makes inputs and targets of a batch of raw data.
       measure: `(logits, targets, labels) -> pytree of [B]`.
       batch_size: examples at a time; the result does not depend on it.
