@@ -12,6 +12,7 @@ from pcjax.inference.equilibrium import linear_equilibrium
 from pcjax.networks import linear
 from pcjax.training.measures import likeness, make_measures
 from tests import problems, test_error_based
+from tests.reference import inference, layers, outputs
 
 pytestmark = pytest.mark.usefixtures("x64")
 likeness = jax.jit(likeness)
@@ -148,3 +149,31 @@ def test_measures_are_of_the_energy_that_is_trained():
     np.testing.assert_allclose(found.error_curvature, by_errors, rtol=1e-9)
     np.testing.assert_allclose(found.activity_curvature, by_activities, rtol=1e-9)
     np.testing.assert_allclose(found.energy, np.mean(layers, 1), rtol=1e-9)
+
+
+def test_energies_in_float32_are_right_in_every_layer_of_ten():
+    """Those of early layers are of errors far below the rounding of activities."""
+    case = problems.dense_case((7,) * 10 + (4,))
+    step, weights = 0.05, {"gamma": 0.7}
+    grad_fn = pcjax.value_and_grad(
+        case.network, pcjax.sequential(3, step), output=pcjax.softmax, **weights
+    )
+    few = pcjax.error_based(1, 0.1)
+    measure = make_measures(
+        case.network, grad_fn, output=pcjax.softmax, reference=few, **weights
+    )
+    found = jax.jit(measure)(*case[1:])
+    functions = (layers.Identity(), *[layers.Tanh()] * 9)
+    params = jax.tree.map(np.float64, case.params)
+    parts = [*map(layers.Dense, params, functions)], outputs.Softmax()
+    terms = []
+    for x, y in zip(*map(np.float64, case[2:]), strict=True):
+        *_, activities = inference.infer(
+            *(*parts, x, y, inference.sequential, 3),
+            inference.GradientDescent(step),
+            outputs.full_clamp,
+            **weights,
+        )
+        terms.append(inference.free_energy_per_layer(*parts, activities, **weights))
+    assert found.energy.dtype == jnp.float32
+    np.testing.assert_allclose(found.energy, np.mean(terms, axis=0), rtol=1e-3)

@@ -58,7 +58,9 @@ class Info(NamedTuple):
         """Bool [B], whether inference diverges.
 
         That is, whether it raised the free energy by more than rounding (1e-5 of it),
-        or has left it not finite.
+        or has left it not finite. Where gamma or decay is a function, both energies are
+        by the weights of their own time: one that grows with t raises the energy of
+        inference that does not diverge.
         """
         return ~(self.energy <= (1 + 1e-5) * self.initial_energy)
 

@@ -34,9 +34,10 @@ def incremental(
     At each of the T iterations both step from the same state: the activities by
     `method`, the weights by `tx` on the local gradients (Salvatori et al., 2022).
     One linearisation serves both, so that T iterations of a dense chain cost
-    T(3L-1) matrix products, as in the paper's Table 5 (with rounded products,
-    `pcjax.precision`, (T-1)(L-1) more for the steps of the weights). From feed-forward
-    activities the first iteration changes the weights of the last layer only.
+    T(3L-1) matrix products, as in the paper's Table 5 (with `product_dtype` of the
+    layers (T-1)(L-1) more, for the steps of the weights). From feed-forward activities
+    the first iteration changes the weights of the last layer only. Without
+    `product_dtype`, errors below the rounding of activities are lost once weights move.
 
     Args:
       network: L layers, a chain or a graph.

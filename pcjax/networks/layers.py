@@ -46,8 +46,7 @@ def dense(
         `jax.nn.initializers.he_normal()` or `orthogonal()`; biases are then 0. By
         default both are uniform within `1 / sqrt(fan_in)`.
       product_dtype: None, or the dtype to round the operands of every product to,
-        `jnp.bfloat16`; all else keeps the dtype of the inputs. See
-        `pcjax.precision`.
+        `jnp.bfloat16`; all else keeps the dtype of the inputs.
 
     Returns:
       A layer with parameters `{"kernel": [in, features], "bias": [features]}`;
@@ -239,8 +238,9 @@ def _product(bilinear, dtype: Any) -> Product:
 def _layer(init, start, move, follow, activation, product_dtype):
     """A layer whose `apply` is the prediction of `start`.
 
-    Weights that move are followed only where products are rounded: it takes one more
-    product, and what it keeps is below the rounding of float32 alone.
+    Weights that move are followed only where products are rounded, for it takes one
+    more product. Elsewhere `pcjax.incremental` evaluates the layer anew and subtracts,
+    which loses errors below the rounding of activities.
     """
 
     def apply(params: Params, inputs: jax.Array) -> jax.Array:

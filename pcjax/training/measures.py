@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.checks import check_parts
-from pcjax.energy import Weights, free_energy_per_layer
+from pcjax.energy import Weights, decay_weights, energy_terms, error_weights
 from pcjax.inference.bb import barzilai_borwein
 from pcjax.inference.curvature import largest_curvature
 from pcjax.inference.kernel import Method
 from pcjax.inference.methods import error_based, simultaneous
+from pcjax.inference.state import InferenceState
 from pcjax.learning import at_equilibrium, backprop
 from pcjax.learning.gradients import GradFn
 from pcjax.networks.network import Network, Params
@@ -192,9 +193,7 @@ def make_measures(
             )
             for method in (error_based(1, 0.0), simultaneous(1, 0.0))
         )
-        layers = free_energy_per_layer(
-            network, params, at_end.state.activities, output=output, **weights
-        )
+        state = at_end.state if info.state is None else info.state
         return Measures(
             likeness(grads, exact),
             likeness(grads, own),
@@ -204,7 +203,23 @@ def make_measures(
             rest.passes,
             by_errors,
             by_activities,
-            jnp.mean(layers, axis=1),
+            _energies(network, state, output, gamma, decay),
         )
 
     return measure
+
+
+def _energies(
+    network: Network,
+    state: InferenceState,
+    output: Output,
+    gamma: Weights,
+    decay: Weights,
+) -> jax.Array:
+    """The mean energy of each layer, [L], from the errors that inference carried.
+
+    Made anew of the activities, those of early layers would be below their rounding.
+    """
+    gammas = error_weights(gamma, state.activities, state.errors)
+    decays = decay_weights(decay, state.activities, state.errors)
+    return jnp.mean(energy_terms(network, *state, output, gammas, decays), axis=1)
