@@ -144,9 +144,10 @@ def _batches(cells: Any, path: Path) -> None:
         panel = panels[0, 0]
         sizes = [c["batch"] for c in cells]
         for name in FEW:
-            test = [100 * np.mean(c["methods"][name]["choice"]["test"]) for c in cells]
+            own = [c for c in cells if name in c["methods"]]
+            test = [100 * np.mean(c["methods"][name]["choice"]["test"]) for c in own]
             style = {**report.STYLES.get(name, STYLES.get(name, {})), "marker": "o"}
-            panel.plot(sizes, test, label=name, **style)
+            panel.plot([c["batch"] for c in own], test, label=name, **style)
         panel.set(xscale="log", xlabel="images of a step", ylabel="test accuracy (%)")
         panel.set_xticks(sizes, [str(size) for size in sizes])
         panel.set_xticks([], minor=True)
@@ -160,7 +161,7 @@ def _transfer(cells: Any, path: Path) -> None:
         for row, name in zip(panels, FEW, strict=True):
             for panel, group in zip(row, groups, strict=True):
                 for cell in cells:
-                    if cell["parametrisation"] == group:
+                    if cell["parametrisation"] == group and name in cell["methods"]:
                         found = cell["methods"][name]
                         panel.plot(
                             found["rates"],
