@@ -57,6 +57,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     ),
     "scheduled": _predictive(_scheduled, **SOFT),
     "adam": _predictive(_adam, **SOFT),
+    "error_based": _predictive(pcjax.error_based, **SOFT),
     "incremental_simultaneous": _incremental(pcjax.simultaneous),
     "incremental_sequential": _incremental(pcjax.sequential),
 }

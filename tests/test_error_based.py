@@ -33,8 +33,10 @@ def rebuilt(case, errors):
 def energy_of_errors(case, errors, output, gamma=1.0):
     """`E(e)`, summed over the batch."""
     logits = rebuilt(case, errors)[-1]
-    hidden = sum(jnp.sum(e**2) for e in errors)
-    return 0.5 * gamma * hidden + jnp.sum(output.loss(logits, case.targets))
+    gammas = gamma if isinstance(gamma, tuple) else (gamma,) * len(errors)
+    pairs = zip(gammas, errors, strict=True)
+    hidden = sum(g * jnp.sum(e**2) for g, e in pairs)
+    return 0.5 * hidden + jnp.sum(output.loss(logits, case.targets))
 
 
 @pytest.mark.parametrize(
@@ -53,13 +55,14 @@ def energy_of_errors(case, errors, output, gamma=1.0):
 def test_iterations_descend_the_energy_of_the_errors(x64, output, graph):
     case = test_graphs.case_of(graph, **F64)
     chosen = problems.OUTPUTS[output]
+    gammas = (0.7, 1.4, 0.9, 1.2, 0.6, 1.1)[: len(case.network.layers) - 1]
 
     @jax.jit
     def descended(*arrays):
         here = problems.Case(case.network, *arrays)
         errors = [jnp.zeros_like(p) for p in pcjax.feedforward(*here[:3])[:-1]]
         start = rebuilt(here, errors)
-        slopes = jax.grad(lambda e: energy_of_errors(here, e, chosen, 0.7))
+        slopes = jax.grad(lambda e: energy_of_errors(here, e, chosen, gammas))
         for _ in range(4):
             errors = [e - 0.1 * g for e, g in zip(errors, slopes(errors), strict=True)]
         activities = rebuilt(here, errors)
@@ -68,13 +71,13 @@ def test_iterations_descend_the_energy_of_the_errors(x64, output, graph):
             here.params,
             (*activities[:-1], here.targets),
             output=chosen,
-            gamma=0.7,
+            gamma=gammas,
         )
         return errors, activities[1:-1], start[1:-1], grads
 
     errors, activities, start, want = descended(*case[1:])
     method = pcjax.error_based(4, 0.1)
-    grad_fn = pcjax.value_and_grad(case.network, method, output=chosen, gamma=0.7)
+    grad_fn = pcjax.value_and_grad(case.network, method, output=chosen, gamma=gammas)
     (_, info), grads = jax.jit(grad_fn)(*case[1:])
     test_graphs.assert_close(info.state.errors[:-1], errors)
     test_graphs.assert_close(info.state.activities[1:-1], activities, start)
@@ -221,6 +224,14 @@ def test_started_activities_are_taken_over(x64):
     )
     whole = pcjax.infer(case.network, pcjax.error_based(5, 0.2), *case[1:])
     problems.assert_trees_close(rest.state, whole.state, rtol=1e-9, atol=1e-12)
+
+
+def test_errors_without_weight_are_refused():
+    case = problems.dense_case((6, 7, 8, 4))
+    with pytest.raises(ValueError, match="hidden errors other than 0, got"):
+        pcjax.infer(
+            case.network, pcjax.error_based(2, 0.1), *case[1:], gamma=(1.0, 0.0, 1.0)
+        )
 
 
 def test_an_optimizer_may_move_the_errors(x64):

@@ -11,7 +11,7 @@ import pytest
 import pcjax
 from benchmarks import hlo
 from pcjax.inference.bb import BBState
-from pcjax.inference.curvature import largest_curvature
+from pcjax.inference.curvature import lanczos, largest_curvature
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
 from pcjax.inference.kinks import at_kinks
 from pcjax.inference.newton_cg import Local, go_on
@@ -227,7 +227,7 @@ def test_kinks_are_told_from_too_few_passes(x64):
 
 def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
     case = problems.dense_case(SIZES, **F64)
-    options = {"output": pcjax.softmax, "gamma": 0.7}
+    options = {"output": pcjax.softmax, "gamma": 0.7, "decay": 0.1}
     method = pcjax.error_based(200, BB)
     grad_fn = pcjax.at_equilibrium.value_and_grad(
         case.network, method, tolerance=1e-9, **options
@@ -237,6 +237,7 @@ def test_gradients_at_equilibrium_are_those_of_the_free_energy_there(x64):
     assert found.converged.all()
     known = rest(case, method, tolerance=1e-9, **options)
     problems.assert_trees_close(found, known, rtol=1e-7, atol=1e-8)
+    del options["decay"]  # which the weights have no part in
     local = partial(pcjax.local_gradients, case.network, **options)
     want = jax.jit(local)(case.params, known.state.activities)
     problems.assert_trees_close(grads, want, rtol=1e-7, atol=1e-9)
@@ -260,6 +261,35 @@ def test_iterations_make_the_products_of_any_other(product_dtype):
 
     first, third = count(3), count(5)
     assert third - first == 2 * 2 * 2
+
+
+def test_a_fallback_is_one():
+    case = problems.dense_case(SIZES)
+    for wrong in (pcjax.newton_cg, True):
+        with pytest.raises(
+            TypeError, match=r"fallback must be None or pcjax\.newton"
+        ):
+            rest(case, pcjax.error_based(2, BB), fallback=wrong)
+
+
+def test_weights_that_are_functions_have_no_curvature():
+    case = problems.dense_case(SIZES)
+    for name in ("gamma", "decay"):
+        with pytest.raises(ValueError, match="expected gamma and decay that are no f"):
+            pcjax.largest_curvature(
+                case.network,
+                pcjax.error_based(1, 0.1),
+                *case[1:],
+                **{name: lambda activities, errors: 1.0},
+            )
+
+
+def test_a_curvature_below_zero_is_found_where_lanczos_ends_early():
+    def times(vector):
+        return tuple(-3.0 * v for v in vector)
+
+    start = (jnp.array([[1.0], [2.0]]),)
+    np.testing.assert_allclose(lanczos(times, start, 4), [-3.0, -3.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["conv", *thorough(["tanh", "linen", "nnx"])])

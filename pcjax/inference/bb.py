@@ -67,14 +67,15 @@ def barzilai_borwein(
     gradient, the step is `<dv, dg> / <dg, dg>`, half the last one where that is not
     positive; the first is `g.g / g.Hg` by one Hessian-vector product, which is about
     two passes. An iteration costs what it does with a fixed step. In a smooth network
-    the iterates go to an equilibrium, though not downhill in each iteration: see
-    `Info.rising` and `infer_to_equilibrium`.
+    whose largest curvature is below `1 / smallest` the iterates go to an equilibrium,
+    though not downhill in each iteration: see `Info.rising`, `infer_to_equilibrium`
+    and `pcjax.largest_curvature`, which exceeds 1e4 in residual nets of 64 layers.
 
     >>> import pcjax
     >>> method = pcjax.error_based(20, barzilai_borwein())
 
     Args:
-      smallest: the least step, > 0.
+      smallest: the least step, > 0; lower where curvatures are higher.
       largest: the greatest step; 1 is the inverse of an error's own curvature.
 
     Returns:

@@ -53,13 +53,18 @@ def largest_curvature(
       [B]; 0 for networks without hidden layers.
 
     Raises:
-      TypeError, ValueError: as `infer`, or if `num_products` is no int >= 1, or the
-        method holds elements (`held`).
+      TypeError, ValueError: as `infer`, or if `num_products` is no int >= 1, the
+        method holds elements (`held`), or gamma or decay is a function.
     """
     name = "largest_curvature"
     check_parts(name, network=network, method=method, output=output, clamp=clamp)
     check_batch(name, network, params, inputs, targets)
     check_count(name, "num_products", num_products)
+    if callable(gamma) or callable(decay):
+        raise ValueError(
+            f"{name}: expected gamma and decay that are no functions: with those, what "
+            "inference follows is the gradient of no energy, and has no Hessian."
+        )
     problem = Problem(network, output, clamp, hashable(gamma), hashable(decay), name)
     parts = (problem, moves_errors(name, method), num_products)
     return once_compiled(_largest, parts, (tuple(params), inputs, targets))
@@ -111,6 +116,11 @@ def lanczos(times, start, num_products) -> jax.Array:
     carry = (jax.tree.map(jnp.zeros_like, first), first, 0 * size)
     _, (diagonal, beside) = jax.lax.scan(iterate, carry, None, length=num_products)
     diagonal, beside = diagonal.T, beside.T[:, :-1]  # [B, k], [B, k-1]
+    # Where the vectors have ended, a value that cannot be the largest.
+    ended = jnp.cumsum(beside == 0, axis=1) > 0
+    diagonal = diagonal.at[:, 1:].set(
+        jnp.where(ended, diagonal[:, :1], diagonal[:, 1:])
+    )
     matrix = jax.vmap(lambda d, b: jnp.diag(d) + jnp.diag(b, 1) + jnp.diag(b, -1))(
         diagonal, beside
     )

@@ -46,7 +46,8 @@ def newton_cg(num_steps: int = 30, *, cg_steps: int = 60) -> NewtonCG:
 
     Solves `H d = -g` by conjugate gradients up to `min(1/10, ||g||/||g_0||)` of `||g||`
     or to a direction of negative curvature, and halves d until the energy falls by
-    1e-4 of what the slope promises.
+    1e-4 of what the slope promises, as judged by the slopes at both ends. Across kinks
+    (ReLU) that is not sure: compare `energy` with and without.
 
     >>> fallback = newton_cg(20)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pcjax.inference.kernel import advance, begin, moves_errors
 from pcjax.inference.kinks import at_kinks
-from pcjax.inference.newton_cg import Local, go_on
+from pcjax.inference.newton_cg import Local, NewtonCG, go_on
 from pcjax.inference.origin import Origin, View
 from pcjax.inference.slopes import activity_slopes, error_slopes, inner
 from pcjax.inference.state import InferenceState, state_energy
@@ -27,7 +27,8 @@ class Equilibrium(NamedTuple):
       energy: [B], the free energy at rest.
       initial_energy: [B], that of the feed-forward activities.
       passes: int32 [B], forward and backward sweeps: one an iteration, two for the
-        first step of `barzilai_borwein`, and those of the fallback.
+        first step of `barzilai_borwein`, and those of the fallback. To see whether an
+        example has arrived takes half a pass more in each, if errors are what moves.
       kinks: bool [B], whether an example that has not converged rests at kinks, where
         no gradient vanishes; None if the method has a rate of its own, which says less,
         or holds elements, or gamma or decay is a function.
@@ -57,6 +58,11 @@ def come_to_rest(
     """The kernel of `infer_to_equilibrium`; `asked` says what the last pulls are of."""
     fixed = not (callable(problem.gamma) or callable(problem.decay))
     if fallback is not None:
+        if not isinstance(fallback, NewtonCG):
+            raise TypeError(
+                f"{problem.function}: fallback must be None or pcjax.newton_cg(), got "
+                f"{fallback!r}."
+            )
         moves_errors(f"{problem.function}: fallback", method)
         if not fixed:
             raise ValueError(

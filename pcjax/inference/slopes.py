@@ -9,7 +9,7 @@ from pcjax.inference.origin import Gradient, View
 from pcjax.inference.state import InferenceState
 from pcjax.networks.outputs import widened
 from pcjax.numerics.kept import kept
-from pcjax.numerics.weights import weigh
+from pcjax.numerics.weights import is_zero, weigh
 
 Arrays = tuple[jax.Array, ...]  # one of every hidden activity or error, [B, ...]
 Slopes = Callable[[InferenceState, Gradient], Arrays]
@@ -34,6 +34,11 @@ def error_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
     With `ehat_l = e_l - g_l / gamma_l`, so that `gamma_l ehat_l = t_l`, that is
     `gradient(l, (..., ehat_{l+1}, ..., ehat_L))`.
     """
+    if any(map(is_zero, gradient.gammas[:-1])):
+        raise ValueError(
+            "error_based: expected gammas of hidden errors other than 0, got "
+            f"{gradient.gammas}."
+        )
     passed, slopes = list(state.errors), []
     for index in reversed(range(len(state.errors) - 1)):
         slope = slope_of(gradient, index + 1, tuple(passed))

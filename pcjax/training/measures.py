@@ -152,8 +152,8 @@ def make_measures(
       grad_fn: of `value_and_grad`, `backprop.value_and_grad` or any other rule.
       output: as in training, as for the next three; no function of t.
       clamp: as in training.
-      gamma: as in training.
-      decay: as in training.
+      gamma: as in training, numbers.
+      decay: as in training, numbers.
       reference: the method that goes to the equilibrium, by default
         `error_based(60, barzilai_borwein())`.
       tolerance: the residual at which an equilibrium counts as reached.
