@@ -266,9 +266,7 @@ def test_iterations_make_the_products_of_any_other(product_dtype):
 def test_a_fallback_is_one():
     case = problems.dense_case(SIZES)
     for wrong in (pcjax.newton_cg, True):
-        with pytest.raises(
-            TypeError, match=r"fallback must be None or pcjax\.newton"
-        ):
+        with pytest.raises(TypeError, match=r"fallback must be None or pcjax\.newton"):
             rest(case, pcjax.error_based(2, BB), fallback=wrong)
 
 
