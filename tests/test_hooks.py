@@ -178,6 +178,45 @@ def correlation(a, b):
     return abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1])
 
 
+def _drawing(key):
+    """A transform that adds noise by a state that holds a key of any kind."""
+
+    def init(params):
+        del params
+        return key
+
+    def update(slope, state, params=None):
+        del params
+        assert (state.shape, state.dtype) == (key.shape, key.dtype)
+        several = key.ndim > 0 and key.dtype != jnp.uint32
+        first = state[0] if several else state
+        return jax.random.normal(first, slope.shape, slope.dtype), state
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        jax.random.key(1),
+        jax.random.split(jax.random.key(1), 3),
+        jax.random.key(1, impl="rbg"),
+        jax.random.PRNGKey(1),
+    ],
+    ids=["typed", "several", "another kind", "old"],
+)
+def test_keys_of_every_kind_are_drawn_for_each_example(key):
+    case = problems.dense_case(SIZES)
+    method = pcjax.sequential(1, optimizer=_drawing(key))
+    found = pcjax.infer(case.network, method, *case[1:], key=jax.random.key(0))
+    for start, end in zip(
+        found.initial.activities[1:-1], found.state.activities[1:-1], strict=True
+    ):
+        moves = np.asarray(end - start)
+        assert abs(correlation(moves[0], moves[1])) < 0.95
+        assert len(np.unique(moves[:, 0])) == len(moves)
+
+
 def test_noise_differs_between_examples_layers_and_calls():
     case = problems.dense_case([6, 40, 40, 4], batch=60)
     first = noise_moves(case)

@@ -49,14 +49,32 @@ def with_keys(state: Any, keys: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(state)
     for index, leaf in enumerate(leaves):
         if _is_key(leaf):
-            new = jax.random.fold_in(keys, index)
-            typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            leaves[index] = new if typed else jax.random.key_data(new)
+            leaves[index] = _like(leaf, jax.random.fold_in(keys, index))
     return jax.tree.unflatten(structure, leaves)
 
 
+def _like(leaf: jax.Array, key: jax.Array) -> jax.Array:
+    """A key, or several, of the leaf's kind and shape, made of a single key."""
+    typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if typed and leaf.dtype == key.dtype and leaf.shape == ():
+        return key
+    shape = jax.random.key_data(leaf).shape if typed else leaf.shape
+    bits = jax.random.key_data(key)
+    if bits.shape != shape:
+        bits = jax.random.bits(key, shape, jnp.uint32)
+    if typed:
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+    return bits
+
+
 def _is_key(leaf: Any) -> bool:
+    """Whether it is a typed key or several, or a single one of the old kind."""
     if not hasattr(leaf, "dtype"):
         return False
     typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return typed or (leaf.dtype == jnp.uint32 and leaf.shape == (2,))
+    return typed or (leaf.dtype == jnp.uint32 and leaf.shape in ((2,), _raw_shape()))
+
+
+def _raw_shape() -> tuple[int, ...]:
+    """The shape of a key of the old kind by the implementation that is the default."""
+    return jax.eval_shape(jax.random.PRNGKey, 0).shape
