@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import pcjax
-from pcjax.networks import Place, linear
+from pcjax.networks import Place, linear, parametrised
 from tests import problems, test_graphs
 from tests.tiers import thorough
 
@@ -33,6 +33,49 @@ def test_residual_layers_are_what_a_user_would_write(x64):
         np.testing.assert_allclose(one, other, rtol=1e-10)
         test_graphs.assert_close(info.state.errors, known.state.errors)
         test_graphs.assert_close(grads, want)
+
+
+def _residual_conv(parametrisation):
+    """Three convolutions, the second with a skip, and a dense layer."""
+
+    def scaled(layer, index):
+        return parametrised(layer, parametrisation(Place(index, 3, skips=True)))
+
+    convs = [
+        pcjax.conv(4, (3, 3), (1, 1), activation=f, padding=(1, 1))
+        for f in (linear, jnp.tanh)
+    ]
+    block = pcjax.residual(scaled(convs[1], 1))
+    return pcjax.Network((scaled(convs[0], 0), block, scaled(pcjax.dense(3), 2)))
+
+
+def test_residual_convolutions_of_ones_own_are_scaled(x64):
+    scaled, plain = _residual_conv(pcjax.mupc), _residual_conv(lambda place: None)
+    case = problems.make(scaled, (5, 4, 2), dtype=jnp.float64)
+    factors = (1 / np.sqrt(9 * 2), 1 / np.sqrt(9 * 4 * 3), 1 / (5 * 4 * 4))
+    params = tuple(
+        {"kernel": a * theta["kernel"], "bias": np.zeros(theta["kernel"].shape[-1])}
+        for a, theta in zip(factors, case.params, strict=True)
+    )
+    method = pcjax.error_based(3, 0.1)
+    (one, _), grads = jax.jit(pcjax.value_and_grad(scaled, method))(*case[1:])
+    both = jax.jit(pcjax.value_and_grad(plain, method))
+    (other, _), want = both(params, *case[2:])
+    np.testing.assert_allclose(one, other, rtol=1e-12)
+    for a, have, expected in zip(factors, grads, want, strict=True):
+        np.testing.assert_allclose(
+            have["kernel"], a * expected["kernel"], rtol=1e-9, atol=1e-12
+        )
+
+
+def test_only_layers_of_a_kernel_and_a_bias_are_scaled():
+    scaling = pcjax.mupc(Place(0, 2, skips=False))
+    black_box = pcjax.Layer(lambda key, x: {}, lambda params, x: x, linear)
+    with pytest.raises(TypeError, match=r"of pcjax\.dense or pcjax\.conv, got Layer"):
+        parametrised(black_box, scaling)
+    other = pcjax.dense(3)._replace(init=lambda key, x: {"weights": jnp.ones((3, 3))})
+    with pytest.raises(TypeError, match="expected a layer with a kernel and a bias"):
+        parametrised(other, scaling).init(jax.random.key(0), jnp.ones((2, 3)))
 
 
 @pytest.mark.parametrize("product_dtype", [jnp.bfloat16, *thorough([None])])

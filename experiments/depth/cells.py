@@ -18,7 +18,7 @@ from experiments.common.methods import (
     inference_learning,
 )
 from experiments.common.settings import Settings
-from pcjax.networks.parametrisations import Place, parametrised
+from pcjax.networks import Place, parametrised
 
 RATELESS = pcjax.barzilai_borwein()
 # The rates of one grid, as multiples of what suits an optimizer at width 32.

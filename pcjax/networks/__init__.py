@@ -40,6 +40,7 @@ from pcjax.networks.parametrisations import (
     Scaling,
     depth_mup,
     mupc,
+    parametrised,
     standard,
 )
 from pcjax.networks.pooling import Pool, average_pool, max_pool
@@ -85,6 +86,7 @@ __all__ = [
     "no_inputs",
     "nudge",
     "observed",
+    "parametrised",
     "prior",
     "residual",
     "residual_mlp",

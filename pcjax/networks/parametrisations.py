@@ -116,20 +116,41 @@ def _multiplier(place: Place, fan_in: int) -> float:
 def parametrised(layer: Layer, scaling: Scaling | None) -> Layer:
     """A `dense` or `conv` layer with its weights drawn and scaled another way.
 
+    For nets of one's own, such as a residual convolutional one:
+
+    >>> import pcjax
+    >>> place = Place(layer=1, depth=4, skips=True)
+    >>> inner = pcjax.conv(8, (3, 3), (1, 1), activation=jnp.tanh, padding=(1, 1))
+    >>> block = pcjax.residual(parametrised(inner, mupc(place)))
+
     Args:
-      layer: with parameters `{"kernel", "bias"}` and a `near`.
-      scaling: None leaves the layer as it is.
+      layer: one of `pcjax.dense` or `pcjax.conv`.
+      scaling: what a parametrisation makes of the layer's place; None leaves the layer
+        as it is.
 
     Returns:
       A layer with the parameter `kernel`, and `bias` if the scaling has one.
+
+    Raises:
+      TypeError: if the layer is none of this library's, or (by `init`) has other
+        parameters than a kernel and a bias.
     """
+    if not isinstance(layer, Layer) or layer.near is None:
+        raise TypeError(
+            "parametrised: expected a layer of pcjax.dense or pcjax.conv, got "
+            f"{layer!r}."
+        )
     if scaling is None:
         return layer
     inner = layer.near
-    assert inner is not None, "made here of dense and conv layers only"
 
     def init(key, inputs):
         shapes = jax.eval_shape(layer.init, key, inputs)
+        if not isinstance(shapes, dict) or set(shapes) != {"kernel", "bias"}:
+            raise TypeError(
+                "parametrised: expected a layer with a kernel and a bias, got one with "
+                f"the parameters {shapes}."
+            )
         kernel, bias = shapes["kernel"], shapes["bias"]
         params = {"kernel": scaling.draw(key, kernel.shape, kernel.dtype)}
         if scaling.bias:
