@@ -38,10 +38,10 @@ TESTS: dict[str, str] = {
     "learning/gradients.py": "learning bad_input kinds hooks small_numbers "
     "graphs contract precision",
     "learning/incremental.py": "learning kinds bad_input graphs contract precision",
-    "learning/nudging.py": "nudging kinds",
+    "learning/nudging.py": "nudging kinds hooks",
     "learning/precisions.py": "sampling generative",
     "learning/relatives.py": "relatives",
-    "learning/sampled.py": "sampling",
+    "learning/sampled.py": "sampling hooks",
     "networks/bidirectional.py": "generative",
     "networks/fitting.py": "bad_input modules kinds networks mq_layers",
     "networks/layers.py": "networks convolve bad_input graphs inputs:constructors",

@@ -65,11 +65,14 @@ IMAGES_NET = problems.make(
     (3, 3, 2),
 )
 DECODER = pcjax.Network((pcjax.prior(3, learned=True), pcjax.dense(2, jnp.tanh)))
+SCALING = pcjax.mupc(pcjax.networks.Place(3, 5, skips=True))
 RESIDUAL = problems.make(
     pcjax.Network(
         (
             *pcjax.residual_mlp([3, 4, 4, 4], parametrisation=pcjax.mupc).layers,
-            pcjax.residual(pcjax.dense(4, jnp.tanh)),
+            pcjax.residual(
+                pcjax.networks.parametrised(pcjax.dense(4, jnp.tanh), SCALING)
+            ),
             pcjax.dense(2),
         )
     ),

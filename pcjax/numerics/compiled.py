@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterable
 from copy import copy
 from functools import lru_cache, partial
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ def once_compiled(function: Callable, parts: tuple, arrays: tuple) -> Any:
     held: list[Any] = []
     skeleton = _emptied(parts, held)
     values = (function, parts, *jax.tree.leaves(arrays))
-    if _holds_traced(values, set()):
+    if _holds_traced(values):
         return function(*parts, *arrays)
     try:
         compiled = _compiled(function, skeleton)
@@ -49,24 +49,36 @@ def _compiled(function: Callable, skeleton: Hashable) -> Callable:
     return jax.jit(lambda held, *arrays: function(*_filled(skeleton, held), *arrays))
 
 
-def _holds_traced(value: Any, seen: set[int]) -> bool:
+def _holds_traced(value: Any) -> bool:
     """Whether there are traced arrays in it, closed over by functions, too."""
-    if isinstance(value, jax.core.Tracer):
-        return True
-    if id(value) in seen:
-        return False
-    seen.add(id(value))
-    inner: Iterable[Any] = ()
+    seen: set[int] = set()
+    unseen = [value]
+    while unseen:
+        one = unseen.pop()
+        if isinstance(one, jax.core.Tracer):
+            return True
+        if id(one) not in seen:
+            seen.add(id(one))
+            unseen += _inside(one)
+    return False
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """What a value is made of, as far as it can be looked at."""
+    if isinstance(value, tuple | list):
+        return value
+    if isinstance(value, dict):
+        return value.values()
     if isinstance(value, FunctionType):
         cells = value.__closure__ or ()
-        inner = [getattr(cell, "cell_contents", None) for cell in cells]
-    elif isinstance(value, partial):
-        inner = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, tuple | list):
-        inner = value
-    elif _is_record(value):
-        inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return any(_holds_traced(one, seen) for one in inner)
+        return [getattr(cell, "cell_contents", None) for cell in cells]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, type | ModuleType):
+        return ()
+    return getattr(value, "__dict__", {}).values()
 
 
 def _emptied(part: Any, held: list[Any]) -> Any:
@@ -94,10 +106,11 @@ def _mapped(part: Any, function: Callable[[Any], Any]) -> Any:
         if isinstance(part, tuple) and all(map(_same, inner, part)):
             return part
         return part._make(inner) if hasattr(part, "_make") else tuple(inner)
-    if _is_record(part):
+    if not isinstance(part, type) and _is_frozen(part):
         names = [field.name for field in dataclasses.fields(part)]
-        inner = [function(getattr(part, name)) for name in names]
-        if all(map(_same, inner, [getattr(part, name) for name in names])):
+        values = [getattr(part, name) for name in names]
+        inner = [function(value) for value in values]
+        if all(map(_same, inner, values)):
             return part
         part = copy(part)
         for name, value in zip(names, inner, strict=True):
@@ -105,8 +118,9 @@ def _mapped(part: Any, function: Callable[[Any], Any]) -> Any:
     return part
 
 
-def _is_record(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+def _is_frozen(value: Any) -> bool:
+    options = getattr(value, "__dataclass_params__", None)
+    return options is not None and options.frozen
 
 
 def _same(one: Any, other: Any) -> bool:
