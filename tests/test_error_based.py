@@ -55,7 +55,7 @@ def energy_of_errors(case, errors, output, gamma=1.0):
 def test_iterations_descend_the_energy_of_the_errors(x64, output, graph):
     case = test_graphs.case_of(graph, **F64)
     chosen = problems.OUTPUTS[output]
-    gammas = (0.7, 1.4, 0.9, 1.2, 0.6, 1.1)[: len(case.network.layers) - 1]
+    gammas = (0.7, 0.0, 0.9, 1.2, 0.6, 1.1)[: len(case.network.layers) - 1]
 
     @jax.jit
     def descended(*arrays):
@@ -224,14 +224,6 @@ def test_started_activities_are_taken_over(x64):
     )
     whole = pcjax.infer(case.network, pcjax.error_based(5, 0.2), *case[1:])
     problems.assert_trees_close(rest.state, whole.state, rtol=1e-9, atol=1e-12)
-
-
-def test_errors_without_weight_are_refused():
-    case = problems.dense_case((6, 7, 8, 4))
-    with pytest.raises(ValueError, match="hidden errors other than 0, got"):
-        pcjax.infer(
-            case.network, pcjax.error_based(2, 0.1), *case[1:], gamma=(1.0, 0.0, 1.0)
-        )
 
 
 def test_an_optimizer_may_move_the_errors(x64):

@@ -14,7 +14,7 @@ from pcjax.inference.bb import BBState
 from pcjax.inference.curvature import lanczos, largest_curvature
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
 from pcjax.inference.kinks import at_kinks
-from pcjax.inference.newton_cg import Local, go_on
+from pcjax.inference.newton_cg import Local, Slope, go_on
 from pcjax.networks import linear
 from tests import problems, test_error_based, test_graphs
 from tests.tiers import thorough
@@ -122,8 +122,9 @@ def hand_rolled(case, num_steps, kind):
         else:
             change = [new - was for new, was in zip(slopes, old, strict=True)]
             product = inner(moves, change)
-            ratio = product / inner(change, change)
-            step = np.where(product > 0, ratio, step / 2)
+            square = inner(change, change)
+            bound = np.sqrt(inner(moves, moves) / square)
+            step = np.where(product > 0, product / square, bound)
         step = np.clip(step, 1e-4, 1.0)
         moves = [-step[:, None] * g for g in slopes]
         place = [v + d for v, d in zip(place, moves, strict=True)]
@@ -263,6 +264,18 @@ def test_iterations_make_the_products_of_any_other(product_dtype):
     assert third - first == 2 * 2 * 2
 
 
+@pytest.mark.parametrize("kind", [pcjax.error_based, pcjax.simultaneous])
+def test_to_see_whether_it_rests_costs_no_products(kind):
+    network = pcjax.mlp([24, 20, 16, 12, 10])
+    inputs, targets = (jax.ShapeDtypeStruct((16, n), jnp.float32) for n in (24, 10))
+    params = jax.eval_shape(network.init, jax.random.key(0), inputs)
+
+    found = partial(infer_to_equilibrium, network, kind(7, 0.1))
+    program = jax.jit(found).lower(params, inputs, targets).compile().as_text()
+    # The forward pass; the gradients at its activities, in the loop and at the end.
+    assert program.count(" dot(") == 4 + 3 * 2 * 3
+
+
 def test_a_fallback_is_one():
     case = problems.dense_case(SIZES)
     for wrong in (pcjax.newton_cg, True):
@@ -377,11 +390,31 @@ def test_steps_where_the_curvature_is_not_positive():
     step = np.full(4, 0.4, np.float32)
     moves = (np.array([[1], [1], [1], [0]], np.float32),)
     old = (np.array([[0], [0], [3], [0]], np.float32),)
-    now = (np.array([[4], [-4], [3], [2]], np.float32),)
-    # <dv, dg> / <dg, dg>; half the last where that is negative; where nothing has
+    now = (np.array([[4], [-8], [3], [2]], np.float32),)
+    # <dv, dg> / <dg, dg>; ||dv|| / ||dg|| where that is negative; where nothing has
     # moved, or nothing has changed, the last.
     found = jax.jit(rule.next)(BBState(moves, old, step), now)
-    np.testing.assert_allclose(found, [0.25, 0.2, 0.4, 0.4])
+    np.testing.assert_allclose(found, [0.25, 0.125, 0.4, 0.4])
+
+
+def local_of(energy, exact=True):
+    """What Newton-CG asks of `energy: [n] -> number`."""
+    slope = jax.vmap(jax.grad(energy))
+
+    def linearised(errors):
+        slopes, times = jax.linearize(slope, errors[0])
+        return Slope(
+            jax.vmap(energy)(errors[0]),
+            (slopes,),
+            lambda along: (times(along[0]),),
+            jnp.linalg.norm(slopes, axis=1) < 1e-9,
+        )
+
+    def ahead(errors):
+        here = linearised(errors)
+        return here.energy, here.slopes
+
+    return Local(linearised, ahead, exact)
 
 
 def test_newton_leaves_what_is_no_minimum_and_counts_its_passes(x64):
@@ -390,25 +423,12 @@ def test_newton_leaves_what_is_no_minimum_and_counts_its_passes(x64):
     def energy(v):
         return v[0] ** 2 / 2 - v[1] ** 2 / 2 + v[1] ** 4 / 4
 
-    def linearised(errors):
-        slope = jax.vmap(jax.grad(energy))
-        found, times = jax.linearize(slope, errors[0])
-        return (found,), lambda direction: (times(direction[0]),)
-
-    local = Local(
-        lambda errors: jax.vmap(energy)(errors[0]),
-        lambda errors: linearised(errors)[0],
-        linearised,
-        lambda errors: jnp.linalg.norm(linearised(errors)[0][0], axis=1) < 1e-9,
-    )
+    local = local_of(energy)
     start = np.array([[0.0, 0.1], [0.1, -0.2], [0.0, 1.0]])
 
     def run(num_steps):
-        def of(start):
-            active = ~local.arrived((start,))
-            return go_on(pcjax.newton_cg(num_steps), local, (start,), active)
-
-        return jax.jit(of)(start)
+        newton = pcjax.newton_cg(num_steps)
+        return jax.jit(lambda start: go_on(newton, local, (start,)))(start)
 
     (found,), passes = run(30)
     np.testing.assert_allclose(found, [[0, 1], [0, -1], [0, 1]], atol=1e-8)
@@ -421,23 +441,40 @@ def test_newton_leaves_what_is_no_minimum_and_counts_its_passes(x64):
 
 def test_newton_goes_downhill_where_nothing_curves(x64):
     """`v^2/2` up to 1 and straight from there, so that H is 0 at first."""
-
-    def linearised(errors):
-        (v,) = errors
-        slope = jnp.clip(v, -1, 1)
-        return (slope,), lambda along: (jnp.where(jnp.abs(v) < 1, along[0], 0),)
-
-    local = Local(
-        lambda errors: optax.huber_loss(errors[0][:, 0]),
-        lambda errors: linearised(errors)[0],
-        linearised,
-        lambda errors: errors[0][:, 0] == 0,
-    )
-    start = (np.array([[2.5]]),)
-    (found,), _ = jax.jit(
-        lambda start: go_on(pcjax.newton_cg(5), local, start, ~local.arrived(start))
-    )(start)
+    local = local_of(lambda v: optax.huber_loss(v[0]))
+    newton, start = pcjax.newton_cg(5), np.array([[2.5]])
+    (found,), _ = jax.jit(lambda start: go_on(newton, local, (start,)))(start)
     np.testing.assert_array_equal(found, 0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_newton_takes_no_step_that_leads_uphill(x64, exact):
+    """Newton's whole steps on `sqrt(1 + v^2)` lead from v to -v^3."""
+    local = local_of(lambda v: jnp.sqrt(1 + v[0] ** 2), exact=exact)
+    newton, start = pcjax.newton_cg(8), np.array([[2.0], [-5.0]])
+    (found,), _ = jax.jit(lambda start: go_on(newton, local, (start,)))(start)
+    np.testing.assert_allclose(found, 0, atol=1e-8)
+
+
+def test_newton_goes_on_below_the_rounding_of_the_energy():
+    local = local_of(lambda v: 1e6 + v[0] ** 2 / 2)
+    newton, start = pcjax.newton_cg(5), np.array([[0.1]], np.float32)
+    (found,), passes = jax.jit(lambda start: go_on(newton, local, (start,)))(start)
+    np.testing.assert_array_equal(found, 0)
+    # It has arrived after one step, and no more are counted.
+    np.testing.assert_array_equal(passes, [5])
+
+
+def test_newton_sees_a_rise_between_two_slopes_that_do_not(x64):
+    """`v^2/2`, and 5 higher below 1 than above 2: the whole step goes from 2.5 to 0."""
+
+    def energy(v):
+        return v[0] ** 2 / 2 + 5 * jnp.clip(2 - v[0], 0, 1)
+
+    newton, start = pcjax.newton_cg(1), np.array([[2.5]])
+    local = local_of(energy)
+    (found,), _ = jax.jit(lambda start: go_on(newton, local, (start,)))(start)
+    np.testing.assert_array_equal(found, 2.5 * 3 / 4)
 
 
 def test_a_step_that_gains_nothing_is_at_a_kink_if_little_was_promised():
@@ -445,13 +482,12 @@ def test_a_step_that_gains_nothing_is_at_a_kink_if_little_was_promised():
 
     @jax.jit
     def kinks(rest):
-        local = Local(
-            lambda errors: jnp.abs(errors[0][:, 0]) + rest,
-            lambda errors: tuple(map(jnp.sign, errors)),
-            lambda errors: (tuple(map(jnp.sign, errors)), lambda direction: direction),
-            None,
+        local = local_of(lambda v: jnp.abs(v[0]) + rest)
+        here = local.linearised((jnp.full((1, 1), 0.5),))
+        steep = local._replace(
+            linearised=lambda errors: here._replace(times=lambda along: along)
         )
-        return at_kinks(local, (jnp.full((1, 1), 0.5),))
+        return at_kinks(steep, (jnp.full((1, 1), 0.5),))
 
     assert kinks(100.0)
     assert not kinks(1.0)  # a third of the energy: not at rest, kink or none

@@ -189,7 +189,10 @@ def _map(width: int, residual: tuple[int, ...], plain: tuple[int, ...], conv: in
             for parametrisation in ("standard", "muPC")
             for depth in plain
         ),
-        Cell("conv", "standard", conv, max(4, width // 4)),
+        *(
+            Cell("conv", parametrisation, conv, max(4, width // 4))
+            for parametrisation in ("standard", "muPC")
+        ),
     )
 
 

@@ -94,7 +94,7 @@ def comparison(task: Task, found: Settings, passes: int) -> Look:
         (_, info), own = own_fn(*batch)
         to_backprop = {"equilibrium": seen.equilibrium_to_backprop}
         to_equilibrium = {"BP": seen.equilibrium}
-        residuals = {"equilibrium": jnp.median(info.equilibrium.residual)}
+        residuals = {"equilibrium": residual(*batch, info.state.activities[1:-1])}
         for name, grad_fn in others.items():
             (_, found), grads = grad_fn(*batch)
             residuals[name] = residual(*batch, found.state.activities[1:-1])

@@ -12,13 +12,7 @@ from pcjax.inference.kernel import Method
 from pcjax.inference.methods import check_start
 from pcjax.inference.newton_cg import NewtonCG
 from pcjax.inference.origin import Origin
-from pcjax.inference.rest import (
-    Equilibrium,
-    come_to_rest,
-    norm_of,
-    report,
-    slopes_of,
-)
+from pcjax.inference.rest import Equilibrium, activity_norm, come_to_rest, report
 from pcjax.inference.state import Problem, state_energy
 from pcjax.networks.network import Network, Params, check_batch, linear
 from pcjax.networks.outputs import Clamp, Output, full_clamp, identity, soft_clamp
@@ -44,8 +38,9 @@ def infer_to_equilibrium(
 ) -> Equilibrium:
     """Infers until each example's gradient of the energy has all but vanished.
 
-    An example stops once `||dF/dh|| <= tolerance ||dF/dh||_0`, or when its gradient
-    is no longer finite; the loop ends when all have stopped, or after
+    An example stops once `||dF/dv|| <= tolerance ||dF/dv||_0`, v being what the method
+    moves, hidden activities or errors, and 0 the feed-forward activities, or when its
+    gradient is no longer finite; the loop ends when all have stopped, or after
     `method.num_steps` iterations. With weights that are functions, F's gradient is
     the one inference follows: that with the weights held fixed.
 
@@ -170,7 +165,7 @@ def linear_equilibrium(
 def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibrium:
     origin = Origin(problem, params, inputs, targets)
     initial = origin.look(origin.rest(), 0)
-    scale = norm_of(slopes_of(initial))
+    scale = activity_norm(initial)
     activities, _, errors = initial.state
     decays = decay_weights(problem.decay, activities, errors, function=problem.function)
 
@@ -211,5 +206,5 @@ def _solve(problem, params, inputs, targets, clamp_gamma, tolerance) -> Equilibr
     view = origin.look(shifts, 0)
     counts = jnp.zeros_like(scale, jnp.int32)
     energies = [state_energy(problem, x.state, 0) for x in (view, initial)]
-    norm = norm_of(slopes_of(view))
+    norm = activity_norm(view)
     return report(view.state, norm, scale, counts, tolerance, *energies, counts)

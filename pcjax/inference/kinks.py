@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.inference.newton_cg import Local
-from pcjax.inference.slopes import Arrays, inner, per_example, rise
+from pcjax.inference.slopes import Arrays, inner, per_example
 
 
 def at_kinks(local: Local, errors: Arrays) -> jax.Array:
@@ -15,14 +15,12 @@ def at_kinks(local: Local, errors: Arrays) -> jax.Array:
     at a kink if that is little beside the energy, though above its rounding, and the
     step gains less than half of it.
     """
-    slopes, times = local.linearised(errors)
-    square, curvature = inner(slopes, slopes), inner(slopes, times(slopes))
+    here = local.linearised(errors)
+    slopes, before = here.slopes, here.energy
+    square, curvature = inner(slopes, slopes), inner(slopes, here.times(slopes))
     step = jnp.where(curvature > 0, square / jnp.where(curvature > 0, curvature, 1), 1)
     promised = 0.5 * step * square
-    before = local.energy(errors)
-    moves = per_example(-step, slopes)
-    after = local.slopes(tuple(map(jnp.add, errors, moves)))
-    gained = -rise(moves, slopes, after)
+    gained = -local.climb(errors, here, per_example(-step, slopes))
     rounding = 100 * jnp.finfo(before.dtype).eps * before
     return (
         (rounding < promised)

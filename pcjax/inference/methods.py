@@ -101,8 +101,7 @@ def error_based(
     `2 / lambda_max(I + sum_l P_l P_l^T)`, `P_l = dp_L/dh_l`.
 
     Arguments and errors are those of `sequential`; the step size may be
-    `pcjax.barzilai_borwein()`, too. The gammas must not be 0: the number is refused,
-    zeros in arrays or from functions make errors that are not finite.
+    `pcjax.barzilai_borwein()`, too.
     """
     if isinstance(step_size, BarzilaiBorwein) and optimizer is None:
         check_count("error_based", "num_steps", num_steps)

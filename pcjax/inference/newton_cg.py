@@ -24,21 +24,49 @@ class NewtonCG(NamedTuple):
     cg_steps: int
 
 
+class Slope(NamedTuple):
+    """The energy and its gradient at given errors, and what is around it.
+
+    Attributes:
+      energy: [B].
+      slopes: the gradient.
+      times: `v -> H v`.
+      arrived: bool [B], what needs no further step.
+    """
+
+    energy: jax.Array
+    slopes: Arrays
+    times: Callable[[Arrays], Arrays]
+    arrived: jax.Array
+
+
 class Local(NamedTuple):
     """The energy around given errors.
 
     Attributes:
-      energy: `errors -> [B]`, for its size alone: a clamp that gives way makes a
-        gradient that is that of another energy.
-      slopes: `errors -> gradient`.
-      linearised: `errors -> (gradient, v -> H v)`.
-      arrived: `errors -> bool [B]`: what needs no further step.
+      linearised: `errors -> Slope`.
+      ahead: `errors -> (energy [B], gradient)`.
+      exact: whether the gradient is that of the energy. A clamp that gives way makes
+        one of another energy, of which only the gradient is known.
     """
 
-    energy: Callable[[Arrays], jax.Array]
-    slopes: Callable[[Arrays], Arrays]
-    linearised: Callable[[Arrays], tuple[Arrays, Callable[[Arrays], Arrays]]]
-    arrived: Callable[[Arrays], jax.Array]
+    linearised: Callable[[Arrays], Slope]
+    ahead: Callable[[Arrays], tuple[jax.Array, Arrays]]
+    exact: bool
+
+    def climb(self, errors: Arrays, here: Slope, moves: Arrays) -> jax.Array:
+        """By how much the energy rises from here by the moves, [B].
+
+        Where the difference is lost in the rounding of the energies, or these are not
+        what the gradient is of, by the slopes at both ends.
+        """
+        energy, after = self.ahead(tuple(map(jnp.add, errors, moves)))
+        by_slopes = rise(moves, here.slopes, after)
+        if not self.exact:
+            return by_slopes
+        difference = energy - here.energy
+        rounding = 100 * jnp.finfo(energy.dtype).eps * jnp.abs(here.energy)
+        return jnp.where(jnp.abs(difference) <= rounding, by_slopes, difference)
 
 
 def newton_cg(num_steps: int = 30, *, cg_steps: int = 60) -> NewtonCG:
@@ -46,8 +74,8 @@ def newton_cg(num_steps: int = 30, *, cg_steps: int = 60) -> NewtonCG:
 
     Solves `H d = -g` by conjugate gradients up to `min(1/10, ||g||/||g_0||)` of `||g||`
     or to a direction of negative curvature, and halves d until the energy falls by
-    1e-4 of what the slope promises, as judged by the slopes at both ends. Across kinks
-    (ReLU) that is not sure: compare `energy` with and without.
+    1e-4 of what the slope promises. With a clamp that gives way, and below the rounding
+    of the energy, the slopes at both ends are what judges.
 
     >>> fallback = newton_cg(20)
 
@@ -66,15 +94,14 @@ def newton_cg(num_steps: int = 30, *, cg_steps: int = 60) -> NewtonCG:
     return NewtonCG(num_steps, cg_steps)
 
 
-def go_on(
-    rule: NewtonCG, local: Local, errors: Arrays, active: jax.Array
-) -> tuple[Arrays, jax.Array]:
-    """Newton steps of the active examples, `(errors, passes [B])`.
+def go_on(rule: NewtonCG, local: Local, errors: Arrays) -> tuple[Arrays, jax.Array]:
+    """Newton steps of what has not arrived, `(errors, passes [B])`.
 
     A gradient counts as one pass, a Hessian-vector product as two and a trial of the
     line search as one.
     """
-    first = inner(*2 * (local.linearised(errors)[0],))
+    start = local.linearised(errors)
+    first = inner(start.slopes, start.slopes)
 
     def unfinished(loop):
         k, _, active, _ = loop
@@ -82,21 +109,19 @@ def go_on(
 
     def iterate(loop):
         k, errors, active, passes = loop
-        slopes, times = local.linearised(errors)
-        square = inner(slopes, slopes)
+        here = local.linearised(errors)
+        active &= ~here.arrived
+        square = inner(here.slopes, here.slopes)
         part = jnp.minimum(0.1, jnp.sqrt(square / jnp.where(first > 0, first, 1)))
-        direction, products = _solve(slopes, times, part, rule.cg_steps, active)
-        scales, trials = _search(local, errors, slopes, direction, active)
-        moved = per_example(scales, direction)
-        errors = tuple(map(jnp.add, errors, moved))
+        direction, products = _solve(here, part, rule.cg_steps, active)
+        scales, trials = _search(local, errors, here, direction, active)
+        errors = tuple(map(jnp.add, errors, per_example(scales, direction)))
         passes += jnp.where(active, 1 + 2 * products + trials, 0)
-        active &= (scales > 0) & ~local.arrived(errors)
-        return k + 1, errors, active, passes
+        return k + 1, errors, active & (scales > 0), passes
 
-    zero = jnp.zeros((), jnp.int32)
-    _, errors, _, passes = jax.lax.while_loop(
-        unfinished, iterate, (zero, errors, active, active.astype(jnp.int32))
-    )
+    active = ~start.arrived
+    loop = (jnp.zeros((), jnp.int32), errors, active, active.astype(jnp.int32))
+    _, errors, _, passes = jax.lax.while_loop(unfinished, iterate, loop)
     return errors, passes
 
 
@@ -111,16 +136,16 @@ class _CG(NamedTuple):
     products: jax.Array
 
 
-def _solve(slopes, times, part, cg_steps, active) -> tuple[Arrays, jax.Array]:
+def _solve(here, part, cg_steps, active) -> tuple[Arrays, jax.Array]:
     """`d` of `H d = -slopes` per example, and the number of products each took."""
-    downhill = tuple(-slope for slope in slopes)
-    goal = part**2 * inner(slopes, slopes)
+    downhill = tuple(-slope for slope in here.slopes)
+    goal = part**2 * inner(downhill, downhill)
 
     def unfinished(cg):
         return jnp.any(cg.active) & (cg.k < cg_steps)
 
     def iterate(cg):
-        product = times(cg.along)
+        product = here.times(cg.along)
         curvature = inner(cg.along, product)
         square = inner(cg.rest, cg.rest)
         # Along negative curvature it stops where it is; the first time, downhill.
@@ -137,21 +162,20 @@ def _solve(slopes, times, part, cg_steps, active) -> tuple[Arrays, jax.Array]:
         active = cg.active & convex & (left > goal)
         return _CG(cg.k + 1, found, rest, along, active, products)
 
-    zeros = tuple(map(jnp.zeros_like, slopes))
+    zeros = tuple(map(jnp.zeros_like, downhill))
     none = jnp.zeros_like(active, jnp.int32)
     start = _CG(jnp.zeros((), jnp.int32), zeros, downhill, downhill, active, none)
     end = jax.lax.while_loop(unfinished, iterate, start)
     return end.found, end.products
 
 
-def _search(local, errors, slopes, direction, active) -> tuple[jax.Array, jax.Array]:
+def _search(local, errors, here, direction, active) -> tuple[jax.Array, jax.Array]:
     """The part of the direction that lowers each energy, 0 if none does; the trials."""
-    slope = inner(slopes, direction)
+    slope = inner(here.slopes, direction)
 
     def good(scales):
-        moves = per_example(scales, direction)
-        after = local.slopes(tuple(map(jnp.add, errors, moves)))
-        return rise(moves, slopes, after) <= 1e-4 * scales * slope
+        climbed = local.climb(errors, here, per_example(scales, direction))
+        return climbed <= 1e-4 * scales * slope
 
     def unfinished(loop):
         k, _, accepted, _ = loop

@@ -9,7 +9,7 @@ from pcjax.inference.origin import Gradient, View
 from pcjax.inference.state import InferenceState
 from pcjax.networks.outputs import widened
 from pcjax.numerics.kept import kept
-from pcjax.numerics.weights import is_zero, weigh
+from pcjax.numerics.weights import weigh
 
 Arrays = tuple[jax.Array, ...]  # one of every hidden activity or error, [B, ...]
 Slopes = Callable[[InferenceState, Gradient], Arrays]
@@ -31,21 +31,17 @@ def activity_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
 def error_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
     """`dE/de_l = gamma_l e_l - t_l` of every hidden error, in one sweep down.
 
-    With `ehat_l = e_l - g_l / gamma_l`, so that `gamma_l ehat_l = t_l`, that is
-    `gradient(l, (..., ehat_{l+1}, ..., ehat_L))`.
+    `t_L = gamma_L e_L`, and `-t_l` is the bracket of eq. 2 for an error of 0 at layer l
+    and weighted ones of `t_{l+1}, ..., t_L` above.
     """
-    if any(map(is_zero, gradient.gammas[:-1])):
-        raise ValueError(
-            "error_based: expected gammas of hidden errors other than 0, got "
-            f"{gradient.gammas}."
-        )
-    passed, slopes = list(state.errors), []
-    for index in reversed(range(len(state.errors) - 1)):
-        slope = slope_of(gradient, index + 1, tuple(passed))
-        own = state.errors[index]
-        inverse = 1 / jnp.asarray(gradient.gammas[index], own.dtype)
-        passed[index] = kept(own - weigh(inverse, slope))
-        slopes.append(slope)
+    weighted = map(weigh, gradient.gammas, state.errors)
+    *own, above = weighted
+    pulled, slopes = [*map(jnp.zeros_like, own), above], []
+    plain = gradient._replace(gammas=(1.0,) * len(pulled))
+    for index in reversed(range(len(own))):
+        minus = slope_of(plain, index + 1, tuple(pulled))
+        pulled[index] = kept(-minus)
+        slopes.append(own[index] + minus)
     return tuple(slopes[::-1])
 
 
