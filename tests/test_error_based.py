@@ -12,6 +12,8 @@ import pcjax
 from benchmarks import hlo
 from pcjax import training
 from pcjax.inference.equilibrium import infer_to_equilibrium, linear_equilibrium
+from pcjax.inference.origin import Origin
+from pcjax.inference.state import Problem
 from pcjax.networks import linear
 from tests import problems, test_graphs, test_precision
 from tests.tiers import thorough
@@ -262,3 +264,15 @@ def test_products_are_those_of_sequential_inference(num_steps, product_dtype):
     ):
         lowered = jax.jit(update).lower(params, opt_state, inputs, targets)
         assert hlo.count(lowered.compile()).dots == want
+
+
+def test_errors_are_those_that_were_given_however_small():
+    """Added to a change of the prediction and taken off again, they would round."""
+    case = problems.dense_case((6, 7, 8, 4))
+    origin = Origin(
+        Problem(case.network, pcjax.identity, pcjax.full_clamp, 1.0, 0.0), *case[1:]
+    )
+    given = (jnp.full((len(case.inputs), 7), 0.1), jnp.full((len(case.inputs), 8), 1e-7))
+    found = jax.jit(lambda *errors: origin.rebuild(errors, 0).state.errors)(*given)
+    for have, want in zip(found[:-1], given, strict=True):
+        np.testing.assert_array_equal(have, want)

@@ -192,7 +192,12 @@ class Origin:
             if errors is not None and index < len(errors):
                 own = errors[index]
                 shifts.append(own if change is None else own + change)
-        state = self._observe(shifts, predictions, changes, t)
+        if errors is None:
+            errors = [
+                shift if change is None else shift - change
+                for shift, change in zip(shifts, changes[:-1], strict=True)
+            ]
+        state = self._observe(shifts, errors, predictions, t)
         problem = self.problem
         gammas, decays = (
             weights(value, state.activities, state.errors, t, problem.function)
@@ -236,8 +241,8 @@ class Origin:
         pull, change = _vjp(predict, theta, moves, of_params, asked)[1:]
         return first + change, change, pull
 
-    def _observe(self, shifts, predictions, changes, t) -> InferenceState:
-        """The state of predictions and their changes: clamps, takes the errors."""
+    def _observe(self, shifts, errors, predictions, t) -> InferenceState:
+        """The state of shifts, hidden errors and predictions: clamps the output."""
         problem = self.problem
         hidden = jax.tree.map(jnp.add, self.start, tuple(shifts))
         below = (self._inputs, *hidden)[problem.network.reads[-1][0]]
@@ -246,10 +251,6 @@ class Origin:
         outputs = call_at(
             "clamp", problem.clamp, t, targets, link(logits), below, first=link(first)
         )
-        errors = [
-            shift if change is None else shift - change
-            for shift, change in zip(shifts, changes[:-1], strict=True)
-        ]
         return InferenceState(
             activities=(self._inputs, *hidden, outputs),
             predictions=tuple(predictions),

@@ -39,9 +39,8 @@ def error_slopes(state: InferenceState, gradient: Gradient) -> Arrays:
     pulled, slopes = [*map(jnp.zeros_like, own), above], []
     plain = gradient._replace(gammas=(1.0,) * len(pulled))
     for index in reversed(range(len(own))):
-        minus = slope_of(plain, index + 1, tuple(pulled))
-        pulled[index] = kept(-minus)
-        slopes.append(own[index] + minus)
+        pulled[index] = kept(-slope_of(plain, index + 1, tuple(pulled)))
+        slopes.append(own[index] - pulled[index])
     return tuple(slopes[::-1])
 
 
