@@ -272,7 +272,8 @@ def test_errors_are_those_that_were_given_however_small():
     origin = Origin(
         Problem(case.network, pcjax.identity, pcjax.full_clamp, 1.0, 0.0), *case[1:]
     )
-    given = (jnp.full((len(case.inputs), 7), 0.1), jnp.full((len(case.inputs), 8), 1e-7))
+    count = len(case.inputs)
+    given = jnp.full((count, 7), 0.1), jnp.full((count, 8), 1e-7)
     found = jax.jit(lambda *errors: origin.rebuild(errors, 0).state.errors)(*given)
     for have, want in zip(found[:-1], given, strict=True):
         np.testing.assert_array_equal(have, want)
