@@ -156,6 +156,31 @@ def test_one_step_is_backprop_in_the_first_layer(x64):
         assert problems.angle(have, want) < 20 * step
 
 
+@pytest.mark.parametrize("name", ["input again", *thorough(["branches"])])
+def test_one_step_is_backprop_on_edges_from_the_input(x64, name):
+    case, step = test_graphs.case_of(name, **F64), 1e-3
+    rules = (
+        pcjax.backprop.value_and_grad(case.network, output=pcjax.softmax),
+        pcjax.value_and_grad(
+            case.network, pcjax.error_based(1, step), output=pcjax.softmax
+        ),
+    )
+    exact, grads = (jax.jit(grad_fn)(*case[1:])[1] for grad_fn in rules)
+    edges = [
+        (layer, read.index(0))
+        for layer, read in enumerate(case.network.reads[:-1])
+        if 0 in read
+    ]
+    assert len(edges) > 1
+    for layer, part in edges:
+        have, want = (
+            tree[layer] if "kernel" in tree[layer] else tree[layer][part]
+            for tree in (grads, exact)
+        )
+        scaled = np.asarray(have["kernel"]) / step
+        np.testing.assert_allclose(scaled, want["kernel"], rtol=1e-11, atol=1e-14)
+
+
 def sensitivities(case):
     """`P_l = dp_L/dh_l` of a linear chain, l = 1..L-1."""
     maps, above = [], None

@@ -177,3 +177,18 @@ def test_energies_in_float32_are_right_in_every_layer_of_ten():
         terms.append(inference.free_energy_per_layer(*parts, activities, **weights))
     assert found.energy.dtype == jnp.float32
     np.testing.assert_allclose(found.energy, np.mean(terms, axis=0), rtol=1e-3)
+
+
+def test_rules_whose_inference_ends_in_several_states_are_refused():
+    case = problems.dense_case((6, 5, 4))
+
+    def learn(**options):
+        return pcjax.value_and_grad(
+            case.network, pcjax.sequential(2, 0.1), output=pcjax.softmax, **options
+        )
+
+    measure = make_measures(
+        case.network, pcjax.centred(learn, 0.1), output=pcjax.softmax
+    )
+    with pytest.raises(ValueError, match=r"ends in one state of the 5 .*\(2, 5, 5\)"):
+        jax.eval_shape(measure, *case[1:])

@@ -61,6 +61,8 @@ TABLE = {
 @pytest.mark.parametrize("count", [5, *thorough([11, 31])])
 def test_steps_without_a_rate_reach_the_equilibrium_in_tens_of_passes(x64, count):
     case = random_net(count)
+    if count < 31:  # hard targets make inference harder
+        case = case._replace(targets=np.eye(10)[: len(case.targets)])
     passes, enough = (5, 10, 20, 40), 150
 
     def found(params, inputs, targets):

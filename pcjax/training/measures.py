@@ -165,6 +165,8 @@ def make_measures(
 
     Raises:
       TypeError: if network, output or clamp is no such thing.
+      ValueError: by `measure`, if the rule's inference ends in several states, as that
+        of `pcjax.centred`.
     """
     check_parts("make_measures", network=network, output=output, clamp=clamp)
     weights = {"gamma": gamma, "decay": decay}
@@ -181,9 +183,8 @@ def make_measures(
         (_, info), grads = grad_fn(*batch)
         (_, own_info), own = own_fn(*batch)
         _, exact = bp_fn(*batch)
-        rest, hidden = own_info.equilibrium, None
-        if info.state is not None:
-            hidden = info.state.activities[1:-1]
+        rest = own_info.equilibrium
+        hidden = _hidden(info.state, len(inputs))
         at_end = at_equilibrium.value_and_grad(
             network, simultaneous(1, 0.0), tolerance=tolerance, **options
         )(*batch, hidden=hidden)[0][1].equilibrium
@@ -207,6 +208,21 @@ def make_measures(
         )
 
     return measure
+
+
+def _hidden(state: InferenceState | None, count: int) -> tuple[jax.Array, ...] | None:
+    """The hidden activities of a rule's state, which must be one."""
+    if state is None:
+        return None
+    hidden = state.activities[1:-1]
+    if any(len(h) != count for h in hidden):
+        raise ValueError(
+            f"make_measures: expected a rule whose inference ends in one state of the "
+            f"{count} examples, got hidden activities of shapes "
+            f"{[h.shape for h in hidden]}. Of pcjax.centred, measure one sign "
+            "(pcjax.nudged), or the gradients alone by pcjax.measures.likeness."
+        )
+    return hidden
 
 
 def _energies(
