@@ -50,7 +50,7 @@ class Size:
 
     Attributes:
       cells: the nets of the map.
-      transfer: nets of which BP-Adam and PC-Adam are trained at all rates only.
+      transfer: nets of other widths, of which BP-Adam and PC-Adam alone are trained.
       batches: the same of steps of few and of many images.
       epochs: passes over the training images.
       seeds: networks of a cell, method and rate.
@@ -111,7 +111,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
             rows = {}
             for method in chosen:
                 with contextlib.suppress(UnfinishedError):  # it is named by the run
-                    rows[method.name] = train(cell, method, group == "cells")
+                    rows[method.name] = train(cell, method, group != "batches")
             if "BP-Adam" not in rows:  # beside which all stands
                 continue
             results[group][cell.name] = {**dataclasses.asdict(cell), "methods": rows}

@@ -36,7 +36,10 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         own = [
             c for c in cells if c["kind"] == "residual" and "PC-Adam" in c["methods"]
         ]
-        _transfer([*results["transfer"].values(), *own], folder / "transfer.png")
+        wide = list(results["transfer"].values())
+        _transfer([*wide, *own], folder / "transfer.png")
+        same = [c for c in own if c["depth"] == wide[0]["depth"]]
+        _widths([*wide, *same], folder / "widths.png")
     if results.get("batches"):
         _batches(list(results["batches"].values()), folder / "batches.png")
 
@@ -152,6 +155,31 @@ def _batches(cells: Any, path: Path) -> None:
         panel.set_xticks(sizes, [str(size) for size in sizes])
         panel.set_xticks([], minor=True)
         panel.legend(frameon=False)
+
+
+def _widths(cells: Any, path: Path) -> None:
+    """The equilibrium's cosine to backprop's gradient, lowest and mean, by width."""
+    own = sorted(cells, key=lambda c: c["width"])
+    with report.figure(path, columns=2, figsize=(8, 3.5), sharey=True) as panels:
+        for panel, when in zip(panels[0], ("fresh", "trained"), strict=True):
+            for name in dict.fromkeys(c["parametrisation"] for c in own):
+                found = [c for c in own if c["parametrisation"] == name]
+                seen = [c["methods"]["BP-Adam"]["gradients"][when] for c in found]
+                cosines = [
+                    report.array(x["to_backprop"]["equilibrium"]["cosine"])
+                    for x in seen
+                ]
+                at = [c["width"] for c in found]
+                (line,) = panel.plot(at, [c.min() for c in cosines], "o-", label=name)
+                means = [c.mean() for c in cosines]
+                panel.plot(at, means, "o:", color=line.get_color())
+            widths = sorted({c["width"] for c in own})
+            panel.set(xscale="log", xlabel="width", ylim=(-1.05, 1.05))
+            panel.set_xticks(widths, [str(width) for width in widths])
+            panel.set_xticks([], minor=True)
+            panel.set_title(f"{when}: lowest, and mean over layers (dotted)")
+        panels[0, 0].set_ylabel("cosine of the equilibrium to backprop")
+        panels[0, 0].legend(frameon=False)
 
 
 def _transfer(cells: Any, path: Path) -> None:

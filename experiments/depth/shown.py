@@ -61,6 +61,19 @@ def claims(results: dict[str, Any]) -> list[Claim]:
                 f"equilibrium reached by {seen['settled']:.0%}",
             )
         )
+    for name, cell in results.get("transfer", {}).items():
+        cosines = [
+            report.array(seen["to_backprop"]["equilibrium"]["cosine"])
+            for seen in cell["methods"]["BP-Adam"]["gradients"].values()
+        ]
+        rows.append(
+            Claim(
+                f"{name}: cosine of the equilibrium to backprop over the layers, "
+                "fresh; trained",
+                "-",
+                "; ".join(f"{c.min():.3f} to {c.max():.3f}" for c in cosines),
+            )
+        )
     for name, cell in results.get("batches", {}).items():
         for method, found in cell["methods"].items():
             test = report.mean_std(found["choice"]["test"], 100)

@@ -152,3 +152,19 @@ def test_the_batch_of_a_cell_is_that_of_its_training(tmp_path):
     half = {"batch": 64, "methods": {"BP-Adam": row}}  # the other is not finished
     plots._batches([*batches.values(), half], tmp_path / "batches.png")
     assert (tmp_path / "batches.png").read_bytes().startswith(PNG)
+
+
+def test_what_the_equilibrium_is_beside_backprop_is_shown_by_width(tmp_path):
+    def cell(width, lowest):
+        like = {"to_backprop": {"equilibrium": {"cosine": [lowest, 0.9]}}}
+        seen = {"BP-Adam": {"gradients": {"fresh": like, "trained": like}}}
+        return {"width": width, "depth": 4, "parametrisation": "muPC", "methods": seen}
+
+    cells = {f"net-{width}": cell(width, width / 100) for width in (16, 64)}
+    found = depth_shown.claims({"cells": {}, "transfer": cells})
+    assert [c.here for c in found] == [
+        "0.160 to 0.900; 0.160 to 0.900",
+        "0.640 to 0.900; 0.640 to 0.900",
+    ]
+    plots._widths(list(cells.values()), tmp_path / "widths.png")
+    assert (tmp_path / "widths.png").read_bytes().startswith(PNG)
