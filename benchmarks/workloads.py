@@ -132,16 +132,28 @@ def backprop(load: Workload, optimizer: str) -> Program:
     return Program(f"BP-{optimizer}", training.make_update(grad_fn, tx), tx, floor)
 
 
+_NAMES = {
+    "sequential": "SeqIL",
+    "simultaneous": "IL",
+    "error_based": "ePC",
+    "rateless": "ePC-BB",
+}
+
+
 def inference_learning(
     load: Workload, kind: str, num_steps: int, optimizer: str
 ) -> Program:
     """`simultaneous` (IL), `sequential` (SeqIL) or `error_based` (ePC) inference.
 
     The floor is 2L + 2T(L-1) products, less those below the front of simultaneous
-    inference.
+    inference. `rateless` is error-based, without a rate (ePC-BB); its first step takes
+    two passes more.
     """
     tx = OPTIMIZERS[optimizer]()
-    method = getattr(pcjax, kind)(num_steps, 0.05)
+    if kind == "rateless":
+        method = pcjax.error_based(num_steps, pcjax.barzilai_borwein())
+    else:
+        method = getattr(pcjax, kind)(num_steps, 0.05)
     grad_fn = pcjax.value_and_grad(
         load.network, method, output=load.output, clamp=pcjax.soft_clamp(0.01)
     )
@@ -150,7 +162,9 @@ def inference_learning(
     for t in range(num_steps):
         moving = min(t + 1, len(upper)) if kind == "simultaneous" else len(upper)
         floor += 2 * sum(upper[len(upper) - moving :])
-    name = {"sequential": "SeqIL", "simultaneous": "IL", "error_based": "ePC"}[kind]
+    if kind == "rateless":
+        floor += 4 * sum(upper)
+    name = _NAMES[kind]
     update = training.make_update(grad_fn, tx)
     return Program(f"{name}-{optimizer} T={num_steps}", update, tx, floor)
 
@@ -181,6 +195,7 @@ def programs(load: Workload) -> list[Program]:
             for num_steps in counts
             for optimizer in OPTIMIZERS
         ),
+        inference_learning(load, "rateless", 6, "SGD"),
         incremental(load, 3, "SGD"),
         incremental(load, 3, "Adam"),
     ]
