@@ -61,6 +61,12 @@ def claims(results: dict[str, Any]) -> list[Claim]:
                 f"equilibrium reached by {seen['settled']:.0%}",
             )
         )
+    return [*rows, *_beside(results)]
+
+
+def _beside(results: dict[str, Any]) -> list[Claim]:
+    """What is told of other widths, and of steps of few and of many images."""
+    rows = []
     for name, cell in results.get("transfer", {}).items():
         cosines = [
             report.array(seen["to_backprop"]["equilibrium"]["cosine"])

@@ -33,7 +33,7 @@ from pcjax.networks.network import Network, Params
 from pcjax.networks.outputs import widened
 from pcjax.numerics.devices import varying_as
 from pcjax.numerics.hooks import call_at
-from pcjax.numerics.kept import kept
+from pcjax.numerics.kept import after, kept
 from pcjax.numerics.weights import is_zero, weigh
 
 # g [B, ...] -> (cotangents of the params or None, of the shifts of what a layer reads,
@@ -192,6 +192,8 @@ class Origin:
             if errors is not None and index < len(errors):
                 own = errors[index]
                 shifts.append(own if change is None else own + change)
+                if change is not None:
+                    errors[index] = after(own, change)
         if errors is None:
             errors = [
                 shift if change is None else shift - change

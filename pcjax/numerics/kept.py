@@ -1,4 +1,4 @@
-"""Values that are stored once, however many read them."""
+"""Values that XLA stores once for all readers, or uses no earlier than others."""
 
 import jax
 import jax.numpy as jnp
@@ -20,3 +20,19 @@ def kept(x: jax.Array) -> jax.Array:
       x: [...], floats.
     """
     return jnp.where(x == x, x, jnp.nan)
+
+
+def after(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`x` to the bit, for use once `y` is known; NaN where y is.
+
+    Of what is known early XLA may make all that can be made of it, and hold that: the
+    gradients of all weights, of errors that are known before the activities.
+
+    >>> after(jnp.array([1.0, 2.0]), jnp.array([0.0, jnp.nan]))
+    Array([ 1., nan], dtype=float32)
+
+    Args:
+      x: [...], floats.
+      y: [...], the same shape.
+    """
+    return jnp.where(y == y, x, jnp.nan)
