@@ -53,7 +53,7 @@ def _cosine(one: Any, other: Any) -> jax.Array:
 def residuals(
     recipe: Recipe, task: Task, params: Any, inputs: jax.Array, targets: jax.Array
 ) -> np.ndarray:
-    """The median over the batch of `||dF/dh||` at the end over that before, [runs]."""
+    """The median of `Equilibrium.residual` over the batch at the end, [runs]."""
     method = recipe.inference
     assert method is not None, "backprop has no activities"
 
