@@ -180,7 +180,7 @@ def test_energies_in_float32_are_right_in_every_layer_of_ten():
 
 
 def test_rules_whose_inference_ends_in_several_states_are_refused():
-    case = problems.dense_case((6, 5, 4))
+    case = problems.dense_case((6, 5, 4), batch=2)
 
     def learn(**options):
         return pcjax.value_and_grad(
@@ -190,5 +190,5 @@ def test_rules_whose_inference_ends_in_several_states_are_refused():
     measure = make_measures(
         case.network, pcjax.centred(learn, 0.1), output=pcjax.softmax
     )
-    with pytest.raises(ValueError, match=r"ends in one state of the 5 .*\(2, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"ends in one state of the 2 .*\(2, 2, 5\)"):
         jax.eval_shape(measure, *case[1:])

@@ -479,18 +479,47 @@ def test_newton_sees_a_rise_between_two_slopes_that_do_not(x64):
     np.testing.assert_array_equal(found, 2.5 * 3 / 4)
 
 
-def test_a_step_that_gains_nothing_is_at_a_kink_if_little_was_promised():
-    """`|v| + rest`, where a step of 1 from 1/2 promises 1/2 and gains nothing."""
+def test_it_is_at_a_kink_if_no_step_gains_though_little_was_promised():
+    """`|v| + rest`, with a promise of 1/2 by a step of 1."""
 
     @jax.jit
-    def kinks(rest):
+    def kinks(rest, start):
         local = local_of(lambda v: jnp.abs(v[0]) + rest)
-        here = local.linearised((jnp.full((1, 1), 0.5),))
+        place = (jnp.full((1, 1), start),)
+        here = local.linearised(place)
         steep = local._replace(
             linearised=lambda errors: here._replace(times=lambda along: along)
         )
-        return at_kinks(steep, (jnp.full((1, 1), 0.5),))
+        return at_kinks(steep, place)
 
-    assert kinks(100.0)
-    assert not kinks(1.0)  # a third of the energy: not at rest, kink or none
-    assert not kinks(1e6)  # below the rounding of the energy nothing can be told
+    assert kinks(100.0, 0.05)
+    assert not kinks(1.0, 0.05)  # half of the energy: not at rest, kink or none
+    assert not kinks(1e6, 0.05)  # below the rounding of the energy nothing can be told
+    assert not kinks(100.0, 0.5)  # half a step leads to the kink, and gains all
+
+
+def test_curved_nets_after_a_few_passes_are_not_at_kinks():
+    network = pcjax.mlp([8, 16, 16, 16, 5], jnp.tanh)
+    case = problems.make(network, (8,), batch=128)
+    steep = jax.tree.map(lambda w: jnp.asarray(3 * np.asarray(w)), case.params)
+    case = case._replace(params=steep, targets=jnp.eye(5)[jnp.arange(128) % 5])
+    found = rest(case, pcjax.error_based(8, BB), output=pcjax.softmax, tolerance=1e-5)
+    assert not found.converged.all()
+    assert not found.kinks.any()
+
+
+def test_newton_keeps_what_no_step_of_it_lowers():
+    """Also where the direction overflows."""
+    local = local_of(lambda v: 10 * jnp.abs(v[0]))
+
+    def steep(errors):
+        here = local.linearised(errors)
+        return here._replace(times=lambda along: (2e-38 * along[0],))
+
+    start = np.array([[1e-30]], np.float32)
+    (found,), _ = jax.jit(
+        lambda start: go_on(
+            pcjax.newton_cg(3), local._replace(linearised=steep), (start,)
+        )
+    )(start)
+    np.testing.assert_array_equal(found, start)

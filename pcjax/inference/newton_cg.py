@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pcjax.checks import check_count
-from pcjax.inference.slopes import Arrays, inner, per_example, rise
+from pcjax.inference.slopes import Arrays, inner, per_example, rise, stepped
 
 _HALVINGS = 20
 
@@ -115,7 +115,7 @@ def go_on(rule: NewtonCG, local: Local, errors: Arrays) -> tuple[Arrays, jax.Arr
         part = jnp.minimum(0.1, jnp.sqrt(square / jnp.where(first > 0, first, 1)))
         direction, products = _solve(here, part, rule.cg_steps, active)
         scales, trials = _search(local, errors, here, direction, active)
-        errors = tuple(map(jnp.add, errors, per_example(scales, direction)))
+        errors = stepped(errors, scales, direction)
         passes += jnp.where(active, 1 + 2 * products + trials, 0)
         return k + 1, errors, active & (scales > 0), passes
 
@@ -153,8 +153,8 @@ def _solve(here, part, cg_steps, active) -> tuple[Arrays, jax.Array]:
         size = jnp.where(convex, square / jnp.where(convex, curvature, 1), 0)
         size = jnp.where(~convex & (cg.products == 0), 1, size)
         size = jnp.where(cg.active, size, 0)
-        found = tuple(map(jnp.add, cg.found, per_example(size, cg.along)))
-        rest = tuple(map(jnp.subtract, cg.rest, per_example(size, product)))
+        found = stepped(cg.found, size, cg.along)
+        rest = stepped(cg.rest, -size, product)
         left = inner(rest, rest)
         ratio = left / jnp.where(square > 0, square, 1)
         along = tuple(map(jnp.add, rest, per_example(ratio, cg.along)))

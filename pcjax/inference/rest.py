@@ -28,12 +28,13 @@ class Equilibrium(NamedTuple):
       converged: bool [B], whether `residual <= tolerance`; False if not finite.
       energy: [B], the free energy at rest.
       initial_energy: [B], that of the feed-forward activities.
-      passes: int32 [B], forward and backward sweeps: one an iteration, two for the
-        first step of `barzilai_borwein`, and those of the fallback; not the last, which
+      passes: int32 [B], forward and backward sweeps: one an iteration, two more before
+        the first of `barzilai_borwein`, and those of the fallback; not the last, which
         moves nothing, nor what tells `kinks` of a batch in which not all converged.
-      kinks: bool [B], whether an example that has not converged rests at kinks, where
-        no gradient vanishes; None if the method has a rate of its own, which says less,
-        or holds elements, or gamma or decay is a function.
+      kinks: bool [B], whether an example that has not converged stands at kinks: no
+        gradient vanishes there, but no step down it gains what it promises, so that the
+        energy rests, or goes on along a kink. None if the method has a rate of its own,
+        which says less, or holds elements, or gamma or decay is a function.
     """
 
     state: InferenceState

@@ -91,3 +91,15 @@ def rise(moves: Arrays, before: Arrays, after: Arrays) -> jax.Array:
 def per_example(scales: jax.Array, arrays: Sequence[jax.Array]) -> Arrays:
     """The arrays, each example times its own number [B], in their dtypes."""
     return tuple(weigh(scales.astype(array.dtype), array) for array in arrays)
+
+
+def stepped(arrays: Arrays, scales: jax.Array, directions: Arrays) -> Arrays:
+    """`arrays + scales * directions` per example; where a scale is 0, the arrays.
+
+    A direction that is no number then does no harm.
+    """
+    moves = per_example(scales, directions)
+    return tuple(
+        jnp.where(weigh(scales, jnp.ones_like(array)) == 0, array, array + move)
+        for array, move in zip(arrays, moves, strict=True)
+    )

@@ -184,7 +184,7 @@ def make_measures(
         (_, own_info), own = own_fn(*batch)
         _, exact = bp_fn(*batch)
         rest = own_info.equilibrium
-        hidden = _hidden(info.state, len(inputs))
+        hidden = _hidden(info.state, inputs)
         at_end = at_equilibrium.value_and_grad(
             network, simultaneous(1, 0.0), tolerance=tolerance, **options
         )(*batch, hidden=hidden)[0][1].equilibrium
@@ -210,15 +210,17 @@ def make_measures(
     return measure
 
 
-def _hidden(state: InferenceState | None, count: int) -> tuple[jax.Array, ...] | None:
+def _hidden(
+    state: InferenceState | None, inputs: jax.Array
+) -> tuple[jax.Array, ...] | None:
     """The hidden activities of a rule's state, which must be one."""
     if state is None:
         return None
     hidden = state.activities[1:-1]
-    if any(len(h) != count for h in hidden):
+    if state.activities[0].shape != inputs.shape:
         raise ValueError(
-            f"make_measures: expected a rule whose inference ends in one state of the "
-            f"{count} examples, got hidden activities of shapes "
+            "make_measures: expected a rule whose inference ends in one state of the "
+            f"{len(inputs)} examples, got hidden activities of shapes "
             f"{[h.shape for h in hidden]}. Of pcjax.centred, measure one sign "
             "(pcjax.nudged), or the gradients alone by pcjax.measures.likeness."
         )
