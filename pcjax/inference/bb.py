@@ -73,16 +73,16 @@ def barzilai_borwein(
     positive; the first is `g.g / g.Hg` by one Hessian-vector product, which is about
     two passes. An iteration costs what it does with a fixed step. In a smooth network
     whose largest curvature is below `1 / smallest` the iterates go to an equilibrium as
-    a rule, though not downhill in each iteration, and nothing guarantees it: see `Info.rising`, `infer_to_equilibrium`
-    and `pcjax.largest_curvature`.
+    a rule, though not downhill in each iteration, and nothing guarantees it: see
+    `Info.rising`, `infer_to_equilibrium` and `pcjax.largest_curvature`.
 
     >>> import pcjax
     >>> method = pcjax.error_based(20, barzilai_borwein())
 
     Args:
       smallest: the least step, > 0; lower where curvatures are higher.
-      largest: the greatest step; 1 is the inverse of an error's own curvature, where its
-        gamma is 1.
+      largest: the greatest step; 1 is the inverse of an error's own curvature where
+        its gamma is 1.
 
     Returns:
       A step size for `pcjax.error_based` and `pcjax.simultaneous`; in sequential
