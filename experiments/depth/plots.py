@@ -177,8 +177,10 @@ def _widths(cells: Any, path: Path) -> None:
             panel.set(xscale="log", xlabel="width", ylim=(-1.05, 1.05))
             panel.set_xticks(widths, [str(width) for width in widths])
             panel.set_xticks([], minor=True)
-            panel.set_title(f"{when}: lowest, and mean over layers (dotted)")
-        panels[0, 0].set_ylabel("cosine of the equilibrium to backprop")
+            panel.set_title(when)
+        panels[0, 0].set_ylabel(
+            "cosine of the equilibrium to backprop:\nlowest of a layer; mean (dotted)"
+        )
         panels[0, 0].legend(frameon=False)
 
 
