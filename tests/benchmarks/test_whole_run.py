@@ -67,7 +67,10 @@ def test_kinds_of_instructions():
     ("width", "depth", "program"),
     [(512, 3, "SeqIL-SGD T=6"), *thorough([(1024, 4, "SeqIL-MQ T=3")])],
 )
-def test_most_of_a_run_is_products(tmp_path, monkeypatch, width, depth, program):
+def test_products_are_told_from_other_work(
+    tmp_path, monkeypatch, width, depth, program
+):
+    """Tests compile quickly, which leaves all but products slow: more than half a run."""
     net = partial(workloads.mlp, width=width, depth=depth)
     monkeypatch.setitem(workloads.NETS, "mlp", net)
     path = tmp_path / "run.json"
@@ -77,8 +80,10 @@ def test_most_of_a_run_is_products(tmp_path, monkeypatch, width, depth, program)
     whole_run.main(config)
     found = json.loads(path.read_text())
     shares = found["share_of_time"]
-    assert max(shares, key=shares.get) == "product"
+    assert 0.2 < shares["product"] < 1
+    assert shares["elementwise"] > 0.05
     assert sum(shares.values()) > 0.9
+    assert shares.get("other", 0) < 0.05
     assert found["images_per_second"] == pytest.approx(
         2 * 3 * 64 / found["median_epoch_seconds"]
     )
