@@ -70,7 +70,7 @@ def test_kinds_of_instructions():
 def test_products_are_told_from_other_work(
     tmp_path, monkeypatch, width, depth, program
 ):
-    """Tests compile quickly, which leaves all but products slow: more than half a run."""
+    """Tests compile quickly, which leaves all but products slow: half of a run."""
     net = partial(workloads.mlp, width=width, depth=depth)
     monkeypatch.setitem(workloads.NETS, "mlp", net)
     path = tmp_path / "run.json"
