@@ -222,7 +222,11 @@ def test_kinks_are_told_from_too_few_passes(x64):
     relu = relu._replace(params=scaled, targets=3 * relu.targets)
     at_kinks = rest(relu, pcjax.error_based(300, BB), tolerance=1e-9)
     assert at_kinks.kinks.any()
-    assert not (at_kinks.kinks & at_kinks.converged).any()
+    # What is near enough has converged, kink or none.
+    some = rest(relu, pcjax.error_based(300, BB), tolerance=0.02)
+    assert some.kinks.any()
+    assert some.converged.any()
+    assert not (some.kinks & some.converged).any()
     too_few = rest(smooth, pcjax.error_based(4, BB), tolerance=1e-9)
     assert not too_few.converged.any()
     assert not too_few.kinks.any()
