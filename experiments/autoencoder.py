@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments.common import report
-from experiments.common.claims import below, difference
+from experiments.common.claims import below, difference, missing, within
 from experiments.common.harness import (
     Claim,
     Experiment,
@@ -41,6 +41,8 @@ from experiments.common.trainer import Trainer
 
 METHODS: tuple[MethodName, ...] = ("BP", "BP-Adam", "SeqIL", "SeqIL-MQ", "SeqIL-Adam")
 PICTURES = 8
+SEEDS = 5  # of the paper
+MARGIN = 0.01  # BCE a pixel that makes no difference: BP and BP-Adam are as far apart
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
     )
     return {
         "dataset": config.dataset_name,
+        "train_images": [len(task.train.labels), len(images.train.labels)],
         "settings": found.__dict__,
         "pictures": encode(np.asarray(pictures)),
         "methods": timeless(run, "autoencoder", trained),
@@ -120,25 +123,48 @@ def claims(results: dict[str, Any]) -> list[Claim]:
             f"{name}, test loss (BCE a pixel): epoch 1; best",
             "-",
             f"{report.mean_std(values[0], digits=4)}; "
-            f"{report.mean_std(values.min(0), digits=4)}",
+            f"{report.mean_std(values.min(0), digits=4)}"
+            f"{missing(results, [name], SEEDS)}",
         )
         for name, values in loss.items()
     ]
-    first = {name: values[0] for name, values in loss.items()}
-    for ours in ("SeqIL", "SeqIL-MQ", "SeqIL-Adam"):
-        for theirs in ("BP", "BP-Adam"):
-            if {ours, theirs} <= set(first):
-                gap = difference(first[ours], first[theirs])
-                rows.append(
-                    Claim(
-                        f"{ours} reduces the loss faster than {theirs} early on",
-                        "section 6",
-                        f"after epoch 1: {first[ours].mean():.4f}, "
-                        f"{first[theirs].mean():.4f}; {gap.text(digits=4)}",
-                        below(gap),
-                    )
-                )
-    return rows
+    pairs = [
+        (ours, theirs)
+        for ours in ("SeqIL", "SeqIL-MQ", "SeqIL-Adam")
+        for theirs in ("BP", "BP-Adam")
+        if {ours, theirs} <= set(loss)
+    ]
+    for ours, theirs in pairs:
+        a, b = loss[ours][0], loss[theirs][0]
+        gap = difference(a, b)
+        rows.append(
+            Claim(
+                f"{ours} reduces the loss faster than {theirs} early on",
+                "section 6",
+                f"after epoch 1: {a.mean():.4f}, {b.mean():.4f}; {gap.text(digits=4)}"
+                f"{missing(results, [ours, theirs], SEEDS)}",
+                below(gap),
+            )
+        )
+    return rows + [
+        _similar(results, loss, *pair) for pair in pairs if pair[0] != "SeqIL"
+    ]
+
+
+def _similar(
+    results: dict[str, Any], loss: dict[str, Any], ours: str, theirs: str
+) -> Claim:
+    """Whether a method ends where backprop does, short runs being long before that."""
+    a, b = (loss[name].min(0) for name in (ours, theirs))
+    gap = difference(a, b)
+    full = min(map(len, loss.values())) >= results["settings"]["epochs"]
+    return Claim(
+        f"{ours} converges to a reconstruction loss similar to {theirs}'s",
+        "section 6",
+        f"best {a.mean():.4f}, {b.mean():.4f}; {gap.text(digits=4)}"
+        f"{missing(results, [ours, theirs], SEEDS)}",
+        within(gap, MARGIN) if full else None,
+    )
 
 
 def plot(results: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,6 @@ the paper's: report.md, and report.html with the figures in it.
 
 import dataclasses
 import importlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,20 +18,17 @@ from typing import Any, Literal
 from rich.console import Console
 
 from experiments.common import page
-from experiments.common.folders import plain
 from experiments.common.harness import (
-    Experiment,
     InterruptedRun,
     Options,
     cli,
     execute,
     interrupted,
-    read_run,
-    statements,
 )
+from experiments.common.joined import read, read_all
 from experiments.common.options import KeepWeights
 
-FULL = "-paper"  # behind the name of a folder: the same at the paper's length
+FULL = "-paper"  # in the name of a folder: the same at the paper's length
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ def _run(job: Job, config: Config, out: Path) -> page.Section:
     if not job.data:  # nothing is trained, so there are no seeds
         options["seeds"] = None
     experiment = module.EXPERIMENT
-    full = _read(experiment, folder.with_name(folder.name + FULL))
+    long = read_all(experiment, folder.with_name(folder.name + FULL))
     failure = ""
     try:
         execute(experiment, module.Config(**options))
@@ -164,18 +160,15 @@ def _run(job: Job, config: Config, out: Path) -> page.Section:
     except SystemExit as error:
         failure = str(error)
         Console().print(f"Not run: {failure}", style="bold", highlight=False)
-    here = None if failure else _read(experiment, folder)
-    return page.Section(experiment.title, experiment.paper, failure, here, full)
-
-
-def _read(experiment: Experiment, folder: Path) -> page.Measured | None:
-    """The results in a folder with the statements as they are judged now."""
-    if not (folder / "results.json").exists():
-        return None
-    found, run = json.loads((folder / "results.json").read_text()), read_run(folder)
-    found["claims"] = plain([c._asdict() for c in statements(experiment, found)])
-    times = experiment.times(found["results"], run["seconds_by_part"])
-    return page.Measured(folder, found, run, times)
+    here = None if failure else read(experiment, folder)
+    return page.Section(
+        experiment.title,
+        experiment.paper,
+        failure,
+        here,
+        full=long[0] if long else None,
+        more=long[1:],
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import scipy.stats
 
 from experiments.classification.paper import METHODS
+from experiments.classification.protocols import best_epochs
 from experiments.classification.statements import claims, times
 from experiments.common import report
 from experiments.common.harness import Experiment, Options, Run, execute
@@ -28,8 +28,6 @@ from experiments.common.options import (
 from experiments.common.runner import Plan, timeless, train_methods
 from experiments.common.settings import settings
 from experiments.common.tasks import TrainingSize, make_task
-
-SIGNIFICANT = 0.05  # the level of the two-sample t-test
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def measure(config: Config, size: TrainingSize, run: Run) -> dict[str, Any]:
         "full": _full(config, (size.epochs or found.epochs) >= found.epochs),
         "train_images": [len(task.train.labels), len(images.train.labels)],
         "settings": found.__dict__,
-        "best": {name: _best(curves, name) for name in measures},
+        "best": {name: best_epochs(curves, name) for name in measures},
         "methods": curves,
     }
 
@@ -80,34 +78,6 @@ def _full(config: Config, long: bool) -> bool:
     asked = (config.batch_size, config.learning_rate, config.set)
     own = all(value is None for value in asked)
     return config.preset == "paper" and own and long
-
-
-def _best(curves: dict[str, Any], measure: str) -> dict[str, Any]:
-    """Accuracies in % by the paper's protocol, the best test epoch of every seed.
-
-    `bold` are the method of the best mean and those that a two-sample t-test over the
-    seeds does not tell from it; None with one seed.
-    """
-    tests = {
-        name: 100 * report.array(found["test"][measure])
-        for name, found in curves.items()
-    }
-    best = {name: values.max(0) for name, values in tests.items()}
-    top = max(best, key=lambda name: best[name].mean())
-    values = {
-        name: float(scipy.stats.ttest_ind(best[top], row).pvalue)
-        for name, row in best.items()
-        if name != top and len(row) > 1
-    }
-    return {
-        "accuracy": best,
-        "epoch": {name: 1 + values.argmax(0) for name, values in tests.items()},
-        "final": {name: values[-1] for name, values in tests.items()},
-        "p_values_to_best": values,
-        "bold": [top, *(n for n, p in values.items() if p >= SIGNIFICANT)]
-        if values
-        else None,
-    }
 
 
 def plot(results: dict[str, Any], folder: Path) -> None:

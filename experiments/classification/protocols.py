@@ -5,12 +5,21 @@ accuracy swings. Two others are beside it: the last epoch, and the epoch that is
 one half of the test images, judged on the other half, both ways averaged.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from experiments.common import report
+
+SIGNIFICANT = 0.05  # the level of the two-sample t-test
+PROTOCOLS = {
+    "best": "best test epoch",
+    "halves": "epoch chosen on half of the test images, judged on the others",
+    "final": "last epoch",
+}
 
 
 class Accuracies(NamedTuple):
@@ -67,4 +76,36 @@ def to_backprop(methods: Mapping[str, Any]) -> dict[str, int | None]:
     return {
         name: epochs_to(level, curves["test"]["top1"])
         for name, curves in methods.items()
+    }
+
+
+def best_epochs(curves: Mapping[str, Any], measure: str) -> dict[str, Any]:
+    """Accuracies in % by the paper's protocol, the best test epoch of every seed.
+
+    `bold` are the method of the best mean and those that a two-sample t-test over the
+    seeds does not tell from it; methods with one seed do not compete, and it is None if
+    fewer than two methods do.
+    """
+    tests = {
+        name: 100 * report.array(found["test"][measure])
+        for name, found in curves.items()
+    }
+    best = {name: values.max(0) for name, values in tests.items()}
+    compete = {name: row for name, row in best.items() if len(row) > 1}
+    top = max(compete, key=lambda name: compete[name].mean(), default="")
+    with warnings.catch_warnings():  # of seeds that are all alike
+        warnings.simplefilter("ignore", RuntimeWarning)
+        values = {
+            name: float(scipy.stats.ttest_ind(compete[top], row).pvalue)
+            for name, row in compete.items()
+            if name != top
+        }
+    return {
+        "accuracy": best,
+        "epoch": {name: 1 + values.argmax(0) for name, values in tests.items()},
+        "final": {name: values[-1] for name, values in tests.items()},
+        "p_values_to_best": values,
+        "bold": [top, *(n for n, p in values.items() if not p < SIGNIFICANT)]
+        if values
+        else None,
     }

@@ -10,8 +10,10 @@ of what is claimed, and not decided otherwise.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import scipy.stats
 
 from experiments.common.report import array
@@ -170,3 +172,27 @@ def judged(claims: list[Claim], *, exact: bool, preset: str, seeds: int) -> list
     if exact or (preset != "smoke" and seeds >= MIN_SEEDS):
         return claims
     return [c if c.holds is None else c._replace(holds=UNDECIDED) for c in claims]
+
+
+def missing(results: dict[str, Any], names: Sequence[str], seeds: int) -> str:
+    """` (1 of 5 seeds, 10 of 110 epochs)`: what there is less of than in the paper.
+
+    Args:
+      results: of an experiment that trains: `methods`, `settings` and, if known,
+        `train_images`, the number trained on and that of the data set.
+      names: the methods that are meant.
+      seeds: the paper's.
+    """
+    found = [results["methods"][name] for name in names]
+    epochs, runs = np.min([np.shape(curves["train_loss"]) for curves in found], axis=0)
+    counts = (
+        (runs, seeds, "seeds"),
+        (epochs, results["settings"]["epochs"], "epochs"),
+        (*results.get("train_images", (0, 0)), "images"),
+    )
+    texts = [
+        f"{here:,} of {meant:,} {what}" for here, meant, what in counts if here < meant
+    ]
+    if refused := int(sum(np.sum(curves.get("refused_steps", 0)) for curves in found)):
+        texts.append(f"{refused:,} steps not finite, left out")
+    return f" ({', '.join(texts)})" if texts else ""

@@ -54,6 +54,7 @@ class Section(NamedTuple):
       failure: why there are no results; "" if there are.
       here: what was measured.
       full: the same at the paper's length, if there is such a run.
+      more: the runs that some of its methods are from.
     """
 
     title: str
@@ -61,11 +62,17 @@ class Section(NamedTuple):
     failure: str = ""
     here: Measured | None = None
     full: Measured | None = None
+    more: Sequence[Measured] = ()
 
     @property
     def measured(self) -> list[Measured]:
         """What there is, the longer run first."""
         return [found for found in (self.full, self.here) if found]
+
+    @property
+    def runs(self) -> list[Measured]:
+        """Where it is from, the longer runs first."""
+        return [found for found in (self.full, *self.more, self.here) if found]
 
     @property
     def name(self) -> str:
@@ -102,7 +109,7 @@ class Section(NamedTuple):
     @property
     def figures(self) -> list[Path]:
         """The figures, by name."""
-        return [path for m in self.measured for path in sorted(m.folder.glob("*.png"))]
+        return [path for m in self.runs for path in sorted(m.folder.glob("*.png"))]
 
 
 def _cells(claim: Claim | None) -> tuple[str, str]:
@@ -129,7 +136,7 @@ def markdown(out: Path, preset: str, sections: Sequence[Section]) -> str:
             lines += [f"Not run: {section.failure}", ""]
         if not section.measured:
             continue
-        for found in section.measured:
+        for found in section.runs:
             lines += [f"`{found.run['command']}`", "", found.facts, ""]
         lines.append("| " + " | ".join(section.columns) + " |")
         lines.append("|" + "---|" * len(section.columns))
@@ -173,7 +180,7 @@ def _body(section: Section) -> list[str]:
         parts.append(f'<p class="bad">Not run: {html.escape(section.failure)}</p>')
     if not section.measured:
         return parts
-    for found in section.measured:
+    for found in section.runs:
         parts.append(f"<pre>{html.escape(found.run['command'])}</pre>")
         parts.append(f"<p>{html.escape(found.facts)}</p>")
     parts.append("<table><tr>")

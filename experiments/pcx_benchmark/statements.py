@@ -4,8 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.classification.protocols import accuracies, chosen_on_halves
-from experiments.classification.statements import PROTOCOLS
+from experiments.classification.protocols import (
+    PROTOCOLS,
+    accuracies,
+    chosen_on_halves,
+)
 from experiments.common import report
 from experiments.common.claims import Claim, above, difference
 from experiments.pcx_benchmark.published import ACCURACIES, ORDER

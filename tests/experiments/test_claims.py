@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.classification import statements
+from experiments import autoencoder, training_time
+from experiments.classification import sentences, statements
 from experiments.common import claims
 from experiments.common.claims import UNDECIDED, Claim, Difference, Sample
 
@@ -122,7 +123,7 @@ def test_never_worse_needs_an_effect_and_an_uncertainty(ours, theirs, expected):
 
 
 def test_what_falls_short_of_the_paper_is_said_in_the_cell():
-    rows = statements.claims(_results([50.0] * 2, [50.0] * 2))
+    rows = statements.claims(_results([60.0, 61.0], [50.0] * 2))
     [best] = [
         row for row in rows if row.what.startswith("BP, top1") and "best" in row.what
     ]
@@ -133,8 +134,8 @@ def test_what_falls_short_of_the_paper_is_said_in_the_cell():
     whole = _results(
         [50.0] * 5, [50.0] * 5, settings={"epochs": 2}, train_images=[1, 1]
     )
-    assert statements.shortfall(whole) == ""
-    assert statements.shortfall(_results([1], [1], dataset="digits")) == ""
+    assert sentences.shortfall(whole) == ""
+    assert sentences.shortfall(_results([1], [1], dataset="digits")) == ""
 
 
 def test_the_papers_number_is_met_by_the_whole_interval():
@@ -192,3 +193,174 @@ def test_how_accuracy_swings_over_the_last_epochs_is_said_of_long_runs():
     rows = [row for row in statements.claims(found) if "last 10 epochs" in row.what]
     assert [row.what.split(",")[0] for row in rows] == ["BP", "SeqIL-MQ"]
     assert rows[0].here.startswith("55.00, from 50.00 to 60.00 (1 of 5 seeds, 20 of")
+
+
+def _more(results, **finals):
+    """The results with further methods, [seeds] of final accuracy in %."""
+    for name, final in finals.items():
+        added = _results([1.0], final)["methods"]["BP"]
+        results["methods"][name.replace("_", "-")] = added
+    return results
+
+
+def _row(rows, start):
+    [found] = [row for row in rows if row.what.startswith(start)]
+    return found
+
+
+FIVE = np.array([-0.2, -0.1, 0.0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("net", "behind", "what", "verdict"),
+    [
+        ("mlp", 0.2, "SeqIL-Adam matches SeqIL-MQ", True),
+        ("mlp", 1.6, "SeqIL-Adam matches SeqIL-MQ", False),
+        ("mlp", 1.0, "SeqIL-Adam matches SeqIL-MQ", UNDECIDED),
+        ("conv", 8.0, "SeqIL-Adam struggles in conv nets", True),
+        ("conv", 0.0, "SeqIL-Adam struggles in conv nets", UNDECIDED),
+        ("conv", -1.0, "SeqIL-Adam struggles in conv nets", False),
+    ],
+)
+def test_what_is_said_of_adam(net, behind, what, verdict):
+    results = _results(57 + FIVE, 56 + FIVE, net=net, full=True)
+    rows = statements.claims(_more(results, SeqIL_Adam=57 - behind + FIVE))
+    assert _row(rows, what).holds == verdict
+    assert f"ahead by {behind:+.2f} points" in _row(rows, what).here
+    results["full"] = False
+    short = _row(statements.claims(results), what)
+    assert short.holds is None
+    assert short.here.endswith("long before convergence")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "verdict"), [(0.5, True), (-0.5, False), (-3.0, False)]
+)
+def test_what_is_said_of_adam_with_backprop(ahead, verdict):
+    results = _more(_results(57 + FIVE, 56 + FIVE), BP_Adam=57 - ahead + FIVE)
+    rows = [r for r in statements.claims(results) if "comparable to BP-Adam" in r.what]
+    assert [row.holds for row in rows] == [verdict] * 3  # by every protocol
+    assert all(row.here.startswith(f"{ahead:+.2f} points") for row in rows)
+
+
+def test_convergence_is_the_epoch_of_the_lowest_test_error():
+    results = _results(57 + FIVE, 56 + FIVE, full=True)
+    for name, epochs in {"SeqIL-MQ": [3, 4, 5, 3, 4], "BP": [8, 9, 9, 8, 7]}.items():
+        test = np.full((10, 5), 0.3)
+        test[np.array(epochs) - 1, np.arange(5)] = 0.5
+        curves = results["methods"][name]
+        curves["test"]["top1"] = test
+        curves["halves"]["top1"] = np.stack([test, test], axis=1)
+    row = _row(statements.claims(results), "SeqIL-MQ converges more quickly")
+    assert row.holds is True
+    assert row.here.startswith("epoch 3.8, 8.2; -4.4 epochs, 95 % interval")
+    results["methods"] = {
+        "BP": results["methods"]["SeqIL-MQ"],
+        "SeqIL-MQ": results["methods"]["BP"],
+    }
+    row = _row(statements.claims(results), "SeqIL-MQ converges more quickly")
+    assert row.holds is False
+    results["full"] = False
+    row = _row(statements.claims(results), "SeqIL-MQ converges more quickly")
+    assert row.holds is None
+
+
+def test_early_on_is_said_of_seqil_in_mlps_alone():
+    for net, count in (("mlp", 2), ("conv", 1)):
+        results = _more(_results(57 + FIVE, 56 + FIVE, net=net), SeqIL=58 + FIVE)
+        rows = [r for r in statements.claims(results) if "early on" in r.what]
+        assert [row.holds for row in rows] == [True] * count
+    # The training loss of the first epoch is 1 - accuracy here.
+    assert rows[0].here.startswith("training loss of epoch 1: 0.430, 0.440; -0.010")
+
+
+def test_training_time_is_judged_at_full_length():
+    seconds = {"mlp, per epoch": {"BP": [2.0, 2.0], "SeqIL-MQ": [5.0, 4.4]}}
+    what = "SeqIL-MQ's training time"
+    for ours, each, verdict in ((61.0, 4.4, True), (61.0, 4.5, False)):
+        seconds["mlp, per epoch"]["SeqIL-MQ"] = [9.0, each]
+        results = _results([ours] * 3, [50.0] * 3, full=True)
+        row = _row(statements.times(results, seconds), what)
+        assert row.holds is verdict
+        assert row.here.startswith(f"{each:.1f} s, 4.0 s: ")
+    two = _results([61.0] * 2, [50.0] * 2, full=True)
+    assert _row(statements.times(two, seconds), what).holds == UNDECIDED
+    never = _results([41.0] * 3, [50.0] * 3, full=True)
+    short = _results([61.0] * 3, [50.0] * 3)
+    for nothing in (never, short):
+        rows = statements.times(nothing, seconds)
+        assert not any(row.what.startswith(what) for row in rows)
+
+
+def test_steps_left_out_are_said_in_the_cell():
+    results = _results([50.0] * 5, [50.0] * 5, full=True, settings={"epochs": 2})
+    results |= {"train_images": [1, 1]}
+    results["methods"]["BP"]["refused_steps"] = [0, 0, 1000, 0, 34]
+    assert sentences.shortfall(results, "SeqIL-MQ") == ""
+    assert sentences.shortfall(results, "BP") == (" (1,034 steps not finite, left out)")
+    # Of several methods, what the shortest has.
+    curves = results["methods"]["SeqIL-MQ"]
+    curves["train_loss"] = curves["train_loss"][:, :1]
+    assert sentences.shortfall(results, "BP", "SeqIL-MQ") == (
+        " (1 of 5 seeds, 1,034 steps not finite, left out)"
+    )
+
+
+def _reconstructed(**bests):
+    """Results of an autoencoder: [seeds] of the lowest test loss, in epoch 2 of 3."""
+    methods = {
+        name.replace("_", "-"): {
+            "train_loss": np.ones((3, len(best))),
+            "test": {"loss": np.stack([best + 0.1, best, best + 0.02])},
+        }
+        for name, best in bests.items()
+    }
+    return {"settings": {"epochs": 3}, "methods": methods}
+
+
+@pytest.mark.parametrize(
+    ("worse", "verdict"),
+    [(0.0, True), (-0.02, False), (0.02, False), (0.01, UNDECIDED)],
+)
+def test_what_is_said_of_reconstructions(worse, verdict):
+    best = 0.6 + FIVE / 1000
+    results = _reconstructed(BP=best, SeqIL=best, SeqIL_MQ=best + worse)
+    rows = autoencoder.claims(results)
+    row = _row(rows, "SeqIL-MQ converges to a reconstruction loss similar to BP's")
+    assert row.holds == verdict
+    assert row.here.startswith(f"best {0.6 + worse:.4f}, 0.6000; {worse:+.4f}")
+    # It is said of those with an optimizer.
+    assert not any(row.what.startswith("SeqIL converges") for row in rows)
+    early = _row(rows, "SeqIL-MQ reduces the loss faster than BP early")
+    assert early.here.startswith(f"after epoch 1: {0.7 + worse:.4f}, 0.7000")
+    results["settings"]["epochs"] = 4
+    row = _row(autoencoder.claims(results), "SeqIL-MQ converges")
+    assert row.holds is None
+    assert row.here.endswith("(3 of 4 epochs)")
+    one = _reconstructed(BP=best, SeqIL_MQ=best[:1])
+    row = _row(autoencoder.claims(one), "SeqIL-MQ converges")
+    assert row.holds == UNDECIDED
+    assert row.here.endswith("one seed: no interval (1 of 5 seeds)")
+
+
+def test_training_time_to_backprops_best_loss():
+    def curves(losses, seconds):
+        rows = np.array(losses)[:, None]
+        return {"test": {"loss": rows}, "seconds": [seconds] * len(losses)}
+
+    trained = {
+        "BP": curves([2.0, 1.0, 1.5], 4.0),
+        "SeqIL-MQ": curves([1.2, 1.0, 0.9], 4.3),
+        "never": curves([3.0, 2.0, 1.1], 1.0),
+    }
+    found = {"nets": {"mlp": {"methods": trained}}}
+    assert training_time.to_backprops_best(trained, "SeqIL-MQ") == pytest.approx(8.6)
+    assert training_time.to_backprops_best(trained, "never") == np.inf
+    rows = training_time.claims(found)
+    assert "does not reach BP's best test loss (BP trained 12.0 s)" in rows[2].here
+    assert rows[3].holds is True
+    assert rows[3].here == "8.6 s, 8.0 s; 1.07 times"
+    trained["SeqIL-MQ"]["seconds"] = [4.5] * 3
+    assert training_time.claims(found)[3].holds is False
+    trained["SeqIL-MQ"] = trained.pop("never")
+    assert training_time.claims(found)[2].holds is False

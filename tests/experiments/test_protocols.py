@@ -42,3 +42,26 @@ def test_epochs_to_backprop():
     )
     assert found == {"BP": 2, "fast": 1, "slow": None}
     assert protocols.to_backprop({"fast": method(0.5)}) == {}
+
+
+def test_bold_are_those_that_a_t_test_does_not_tell_from_the_best():
+    def method(*finals):
+        return {"test": {"top1": [[0.1] * len(finals), list(finals)]}}
+
+    found = protocols.best_epochs(
+        {
+            "a": method(0.50, 0.51, 0.52),
+            "b": method(0.49, 0.51, 0.53),
+            "c": method(0.40, 0.41, 0.42),
+            "one": method(0.90),  # one seed does not compete
+        },
+        "top1",
+    )
+    assert found["bold"] == ["a", "b"]
+    assert set(found["p_values_to_best"]) == {"b", "c"}
+    assert found["epoch"]["c"].tolist() == [2, 2, 2]
+    np.testing.assert_allclose(found["final"]["one"], [90])
+    alike = {"a": method(0.5, 0.5), "b": method(0.5, 0.5)}
+    assert protocols.best_epochs(alike, "top1")["bold"] == ["a", "b"]
+    for alone in ({"one": method(0.9)}, {"a": method(0.5, 0.6), "one": method(0.9)}):
+        assert protocols.best_epochs(alone, "top1")["bold"] is None

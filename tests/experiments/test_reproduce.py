@@ -19,7 +19,7 @@ from experiments import (
     training_time,
     update_magnitudes,
 )
-from experiments.common import page
+from experiments.common import joined, page
 from experiments.common import settings as settings_of
 from tests.tiers import thorough
 
@@ -283,6 +283,66 @@ def test_runs_at_full_length_stand_beside_the_short_ones(tmp_path):
     assert "1 hold here, 0 do not and 1 are not decided" in text
 
 
+def _finished(folder, methods, *, seeds=3, epochs=2, **config):
+    """A finished run of autoencoders on which nothing was trained."""
+    loss = {name: np.full((epochs, seeds), value) for name, value in methods.items()}
+    config = {"preset": "paper", "methods": [*methods], "seeds": seeds, **config}
+    found = {
+        "config": config,
+        "size": {"seeds": seeds},
+        "results": {
+            "settings": {"epochs": epochs},
+            "methods": {
+                name: {"train_loss": rows.tolist(), "test": {"loss": rows.tolist()}}
+                for name, rows in loss.items()
+            },
+        },
+    }
+    run = {"command": f"python {folder.name}", "seconds_by_part": {}}
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(found))
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+def test_runs_of_other_methods_and_seeds_are_one_table(tmp_path):
+    from experiments.autoencoder import EXPERIMENT
+
+    folder = tmp_path / "cifar10-paper"
+    assert joined.read_all(EXPERIMENT, folder) == []
+    _finished(folder.with_name("cifar10-paper-cpu"), {"SeqIL": 0.5, "BP": 9.0}, seeds=1)
+    [alone] = joined.read_all(EXPERIMENT, folder)
+    assert [claim.what.split(",")[0] for claim in alone.claims[:2]] == ["BP", "SeqIL"]
+    _finished(folder, {"SeqIL-MQ": 0.7, "BP": 0.6})
+    _finished(folder.with_name("cifar10-paper-b"), {"BP": 8.0}, seeds=2)  # adds nothing
+    other = folder.with_name("cifar10-paper-rates")
+    _finished(other, {"SeqIL-Adam": 0.1}, set={"clamp": 1.0})  # not the paper's
+    first, more = joined.read_all(EXPERIMENT, folder)
+    assert (first.folder.name, more.folder.name) == (
+        "cifar10-paper",
+        "cifar10-paper-cpu",
+    )
+    rows = {claim.what: claim for claim in first.claims}
+    # BP is that of most seeds; one seed is said to be one.
+    assert [name.split(",")[0] for name in rows][:3] == ["BP", "SeqIL", "SeqIL-MQ"]
+    assert "0.6000" in rows["BP, test loss (BCE a pixel): epoch 1; best"].here
+    faster = rows["SeqIL reduces the loss faster than BP early on"]
+    assert "-0.1000, one seed: no interval" in faster.here
+    assert "(1 of 5 seeds)" in faster.here
+    assert faster.holds == "undecided"
+    assert rows["SeqIL-MQ reduces the loss faster than BP early on"].holds is False
+    # All commands are in the report.
+    about = {"versions": {}, "device": "cpu"}
+    first, more = (m._replace(found=m.found | about) for m in (first, more))
+    for measured in (first, more):
+        measured.run.update(seconds=1.0, finished="now")
+    section = page.Section("T", "Figure 6", full=first, more=[more])
+    text = page.markdown(tmp_path, "paper", [section])
+    assert "`python cifar10-paper`" in text
+    assert "`python cifar10-paper-cpu`" in text
+    page.write(tmp_path, "paper", [section])
+    assert "python cifar10-paper-cpu" in (tmp_path / "report.html").read_text()
+
+
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 
@@ -290,7 +350,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 def test_results_of_before_are_still_read(job):
     folder = job.folder(RESULTS, job.dataset or "cifar10")
     module = importlib.import_module(f"experiments.{job.module}")
-    found = reproduce._read(module.EXPERIMENT, folder)
+    found = joined.read(module.EXPERIMENT, folder)
     assert found.claims
     seeds = found.found["size"].get("seeds", 1)
     if not module.EXPERIMENT.exact and seeds < 3:

@@ -1,0 +1,223 @@
+"""The paper's sentences on Table 2 and Figures 5 and 6 (section 6)."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.classification.paper import PAPER, SEEDS
+from experiments.classification.protocols import (
+    PROTOCOLS,
+    Accuracies,
+    accuracies,
+    best_epochs,
+)
+from experiments.common import report
+from experiments.common.claims import (
+    Claim,
+    Difference,
+    Sample,
+    Verdict,
+    above,
+    all_of,
+    below,
+    difference,
+    missing,
+    not_worse,
+    within,
+)
+
+MARGIN = 1.0  # points of accuracy that make no difference
+
+
+class _Runs(NamedTuple):
+    """What the sentences are about.
+
+    Attributes:
+      results: of the experiment.
+      found: the accuracies of every method.
+    """
+
+    results: dict[str, Any]
+    found: Mapping[str, Accuracies]
+
+    @property
+    def full(self) -> bool:
+        """Whether the runs are the paper's: what is said of minima needs that."""
+        return self.results["full"]
+
+    def has(self, *names: str) -> bool:
+        return set(names) <= set(self.found)
+
+    def gap(self, ours: str, theirs: str, protocol: str = "best") -> Difference | None:
+        """How far a method is ahead; None where the protocol was not measured."""
+        values = [getattr(self.found[name], protocol) for name in (ours, theirs)]
+        return None if any(v is None for v in values) else difference(*values)
+
+
+def sentences(results: dict[str, Any]) -> list[Claim]:
+    """What the paper says in words, of the methods that are there."""
+    curves = results["methods"]
+    found = {name: accuracies(rows, "top1") for name, rows in curves.items()}
+    runs = _Runs(results, found)
+    return [
+        *_not_worse(runs, "never significantly worse than", "BP"),
+        *_not_worse(runs, "comparable to", "BP-Adam"),
+        *_sooner(runs, "SeqIL-MQ"),
+        *(_sooner(runs, "SeqIL") if results["net"] == "mlp" else ()),
+        *_converged(runs),
+        *_poorer(runs),
+        *_adam(runs),
+        *_order(runs),
+    ]
+
+
+def shortfall(results: dict[str, Any], *names: str) -> str:
+    """` (1 of 5 seeds, 10 of 110 epochs)`: what there is less of than in the paper.
+
+    Args:
+      results: of the experiment.
+      *names: the methods that are meant; by default all.
+    """
+    if (results["net"], results["dataset"], "top1") not in PAPER:
+        return ""
+    return missing(results, names or tuple(results["methods"]), SEEDS)
+
+
+def _not_worse(runs: _Runs, words: str, other: str) -> list[Claim]:
+    """SeqIL-MQ against another method, by every protocol."""
+    if not runs.has("SeqIL-MQ", other):
+        return []
+    rows = []
+    for protocol, label in PROTOCOLS.items():
+        gap = runs.gap("SeqIL-MQ", other, protocol)
+        if gap is not None:
+            rows.append(
+                Claim(
+                    f"SeqIL-MQ is {words} {other} ({label})",
+                    "section 6" if protocol == "best" else "-",
+                    _with_p(gap) + shortfall(runs.results, "SeqIL-MQ", other),
+                    not_worse(gap, MARGIN),
+                )
+            )
+    return rows
+
+
+def _sooner(runs: _Runs, name: str) -> list[Claim]:
+    """The training loss of the first epoch against backprop's."""
+    if not runs.has(name, "BP"):
+        return []
+    curves = runs.results["methods"]
+    ours, theirs = (report.array(curves[n]["train_loss"])[0] for n in (name, "BP"))
+    gap = difference(ours, theirs)
+    return [
+        Claim(
+            f"{name} reduces the loss more quickly than BP early on",
+            "section 6",
+            f"training loss of epoch 1: {ours.mean():.3f}, {theirs.mean():.3f}; "
+            f"{gap.text(digits=3)}{shortfall(runs.results, name, 'BP')}",
+            below(gap),
+        )
+    ]
+
+
+def _converged(runs: _Runs) -> list[Claim]:
+    """How soon the lowest test error is there, which the figures call convergence."""
+    if not runs.has("SeqIL-MQ", "BP"):
+        return []
+    epochs = best_epochs(runs.results["methods"], "top1")["epoch"]
+    ours, theirs = epochs["SeqIL-MQ"], epochs["BP"]
+    gap = difference(ours, theirs)
+    return [
+        Claim(
+            "SeqIL-MQ converges more quickly than BP (epoch of the lowest test error)",
+            "section 6: typically, much more",
+            f"epoch {ours.mean():.1f}, {theirs.mean():.1f}; "
+            f"{gap.text('epochs', digits=1)}{_end(runs, 'SeqIL-MQ', 'BP')}",
+            below(gap) if runs.full else None,
+        )
+    ]
+
+
+def _poorer(runs: _Runs) -> list[Claim]:
+    """What the optimizer is for."""
+    return _ahead(
+        runs,
+        "without an optimizer SeqIL converges to poorer minima than SeqIL-MQ",
+        "SeqIL",
+        above,
+    )
+
+
+def _adam(runs: _Runs) -> list[Claim]:
+    """SeqIL-Adam is said to match SeqIL-MQ in MLPs and to struggle in conv nets."""
+    if runs.results["net"] == "mlp":
+        what = "SeqIL-Adam matches SeqIL-MQ in fully connected nets"
+        return _ahead(runs, what, "SeqIL-Adam", lambda gap: within(gap, MARGIN))
+    what = "SeqIL-Adam struggles in conv nets"
+    return _ahead(runs, what, "SeqIL-Adam", above)
+
+
+def _ahead(runs: _Runs, what: str, other: str, judge: Any) -> list[Claim]:
+    """By how much SeqIL-MQ is ahead at the best test epoch."""
+    if not runs.has("SeqIL-MQ", other):
+        return []
+    gap = runs.gap("SeqIL-MQ", other)
+    assert gap is not None  # the best epoch is always known
+    verdict: Verdict = judge(gap) if runs.full else None
+    return [
+        Claim(
+            what,
+            "section 6",
+            f"SeqIL-MQ is ahead by {gap.text('points')}{_end(runs, 'SeqIL-MQ', other)}",
+            verdict,
+        )
+    ]
+
+
+def _end(runs: _Runs, *names: str) -> str:
+    if not runs.full:
+        return ", long before convergence"
+    return shortfall(runs.results, *names)
+
+
+def _order(runs: _Runs) -> list[Claim]:
+    """Whether methods that the paper tells apart come in its order here."""
+    results, found = runs.results, runs.found
+    said = PAPER.get((results["net"], results["dataset"], "top1"), {})
+    paper = {name: Sample(*said[name], SEEDS) for name in found if name in said}
+    apart = [
+        (a, b)
+        for a, b in itertools.permutations(paper, 2)
+        if difference(paper[a], paper[b]).low > 0
+    ]
+    if not apart or not runs.full:
+        return []
+    rows = []
+    for protocol, label in PROTOCOLS.items():
+        ours = {name: getattr(found[name], protocol) for name in paper}
+        if any(values is None for values in ours.values()):
+            continue
+        verdicts = [above(difference(ours[a], ours[b])) for a, b in apart]
+        means = {name: values.mean() for name, values in ours.items()}
+        rows.append(
+            Claim(
+                f"the order of the methods ({label})",
+                _ranked({name: known.mean for name, known in paper.items()}),
+                f"{_ranked(means)}: of {len(apart)} pairs that the paper tells apart, "
+                f"{verdicts.count(True)} are so, {verdicts.count(False)} are not"
+                f"{shortfall(results)}",
+                all_of(verdicts),
+            )
+        )
+    return rows
+
+
+def _ranked(values: dict[str, float]) -> str:
+    return " > ".join(sorted(values, key=values.__getitem__, reverse=True))
+
+
+def _with_p(gap: Difference) -> str:
+    known = not np.isnan(gap.p_value)
+    return gap.text("points") + (f", p = {gap.p_value:.2g}" if known else "")
