@@ -196,3 +196,10 @@ def missing(results: dict[str, Any], names: Sequence[str], seeds: int) -> str:
     if refused := int(sum(np.sum(curves.get("refused_steps", 0)) for curves in found)):
         texts.append(f"{refused:,} steps not finite, left out")
     return f" ({', '.join(texts)})" if texts else ""
+
+
+def enough(results: dict[str, Any], names: Sequence[str], verdict: Verdict) -> Verdict:
+    """The verdict, if all the methods that it is on have seeds enough to judge by."""
+    curves = [results["methods"][name]["train_loss"] for name in names]
+    seeds = min(np.shape(rows)[1] for rows in curves)
+    return UNDECIDED if verdict is not None and seeds < MIN_SEEDS else verdict
