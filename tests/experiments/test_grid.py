@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import tune
 from experiments.common import grid
 from experiments.common.methods import Hyper
 
@@ -51,3 +52,63 @@ def test_the_honest_choice_does_not_look_at_the_test_set():
     test = [[0.5, 0.4], [0.8, 0.7]]
     assert grid.choose(validation, test, 2) == grid.Choice(1, [1], [0.4])
     assert grid.choose(test, test, 2) == grid.Choice(0, [2], [0.8])
+
+
+def _tuned(**accuracies):
+    """Results of `tune` with two rates, [epochs, seeds] of test accuracy each."""
+    return {
+        "measure": "top1",
+        "methods": {
+            name.replace("_", "-"): {
+                "points": [
+                    {"learning_rate": rate, "step_size": 0.1} for rate in (1.0, 3.0)
+                ],
+                "protocols": {
+                    "validation": {
+                        "point": 1,
+                        "epochs": [2] * len(rows[0]),
+                        "test": rows[1],
+                    }
+                },
+                "train_loss": np.ones(np.shape(rows)),
+                "test": {"top1": rows},
+            }
+            for name, rows in accuracies.items()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ([0.61, 0.62, 0.63], True),
+        ([0.51, 0.52, 0.53], False),
+        ([0.61, 0.62], "undecided"),
+    ],
+)
+def test_rates_that_are_tuned_alike(ours, verdict):
+    few = [0.2] * len(ours)
+    results = _tuned(
+        BP=[[0.2, 0.2, 0.2], [0.56, 0.57, 0.58], [0.5, 0.5, 0.5]],
+        SeqIL_MQ=[few, ours, few],
+        never=[[0.1], [0.2], [0.3]],
+    )
+    rows = {row.what: row for row in tune.claims(results)}
+    chosen = rows["BP, chosen by validation: test accuracy, %"]
+    assert chosen.here == (
+        "57.00 ± 1.00 (rate 3, the edge of the grid, eps 0.1, epochs [2, 2, 2])"
+    )
+    ends = "epochs to BP's final accuracy, rates chosen by validation"
+    assert rows[f"BP, {ends}"].here == rows[f"SeqIL-MQ, {ends}"].here == "2"
+    assert rows[f"never, {ends}"].here == "never"
+    found = rows["SeqIL-MQ is not worse than BP, rates and epochs chosen by validation"]
+    assert found.holds == verdict
+    del results["methods"]["BP"]["train_loss"]  # results of before
+    assert len(tune.claims(results)) == 3
+
+
+def test_the_curves_of_a_point_are_its_seeds():
+    values = np.arange(24.0).reshape(2, 12)  # 2 epochs, 4 points of 3 seeds
+    found = tune._of_point({"train_loss": values, "test": {"top1": -values}}, 2, 4)
+    assert found["train_loss"].tolist() == [[6, 7, 8], [18, 19, 20]]
+    assert found["test"]["top1"].tolist() == [[-6, -7, -8], [-18, -19, -20]]
