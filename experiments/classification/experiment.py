@@ -24,6 +24,7 @@ from experiments.common.options import (
     KeepWeights,
     LearningRate,
     adapted,
+    is_papers,
 )
 from experiments.common.runner import Plan, timeless, train_methods
 from experiments.common.settings import settings
@@ -65,19 +66,12 @@ def measure(config: Config, size: TrainingSize, run: Run) -> dict[str, Any]:
     return {
         "net": config.net,
         "dataset": config.dataset_name,
-        "full": _full(config, (size.epochs or found.epochs) >= found.epochs),
+        "full": is_papers(config, size.epochs, found),
         "train_images": [len(task.train.labels), len(images.train.labels)],
         "settings": found.__dict__,
         "best": {name: best_epochs(curves, name) for name in measures},
         "methods": curves,
     }
-
-
-def _full(config: Config, long: bool) -> bool:
-    """Whether the run is the paper's: its data, rates and length."""
-    asked = (config.batch_size, config.learning_rate, config.set)
-    own = all(value is None for value in asked)
-    return config.preset == "paper" and own and long
 
 
 def plot(results: dict[str, Any], folder: Path) -> None:

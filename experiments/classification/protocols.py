@@ -68,6 +68,12 @@ def epochs_to(level: float, accuracy: Any) -> int | None:
     return int(reached[0]) + 1 if len(reached) else None
 
 
+def epochs_of_runs(level: float, accuracy: Any) -> np.ndarray:
+    """The first epoch (from 1) of every run, [runs], that is `level`; inf if none."""
+    reached = report.array(accuracy) >= level  # [epochs, runs]
+    return np.where(reached.any(0), 1.0 + reached.argmax(0), np.inf)
+
+
 def to_backprop(methods: Mapping[str, Any]) -> dict[str, int | None]:
     """By method, the epoch at which it has BP's final accuracy; empty without BP."""
     if "BP" not in methods:

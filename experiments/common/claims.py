@@ -29,6 +29,7 @@ MARKS: dict[Verdict, str] = {
 }
 MIN_SEEDS = 3  # with fewer, nothing that depends on chance is judged
 LEVEL = 0.95
+MATCH = 1.1  # times another's seconds that count as the same
 
 
 class Claim(NamedTuple):
@@ -203,3 +204,29 @@ def enough(results: dict[str, Any], names: Sequence[str], verdict: Verdict) -> V
     curves = [results["methods"][name]["train_loss"] for name in names]
     seeds = min(np.shape(rows)[1] for rows in curves)
     return UNDECIDED if verdict is not None and seeds < MIN_SEEDS else verdict
+
+
+def times_as_long(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """`9.0 s, 10.0 s: 0.90 times, 95 % interval 0.80 to 1.01`, of seconds [runs]."""
+    never = [int(np.isinf(seconds).sum()) for seconds in (ours, theirs)]
+    if any(never):
+        counts = f"{never[0]} of {len(ours)} and {never[1]} of {len(theirs)} runs"
+        return f"never in {counts}"
+    gap = difference(np.log(ours), np.log(theirs))
+    low, mean, high = (math.exp(x) for x in (gap.low, gap.mean, gap.high))
+    interval = "one seed: no interval"
+    if not math.isnan(low):
+        interval = f"95 % interval {low:.2f} to {high:.2f}"
+    return f"{ours.mean():.1f} s, {theirs.mean():.1f} s: {mean:.2f} times, {interval}"
+
+
+def no_longer(ours: np.ndarray, theirs: np.ndarray) -> Verdict:
+    """Whether seconds [runs] are at most `MATCH` times others; inf is never."""
+    if np.isinf(ours).all() and np.isfinite(theirs).all():
+        return False
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return UNDECIDED
+    gap = difference(np.log(ours), np.log(theirs))
+    if gap.high <= math.log(MATCH):
+        return True
+    return False if gap.low > math.log(MATCH) else UNDECIDED

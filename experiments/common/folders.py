@@ -143,6 +143,14 @@ class Run:
         write_json(path, self.header)
         return resumed
 
+    def forget_if_empty(self) -> None:
+        """Lets other settings have the folder if nothing was done with these."""
+        parts, states = self.folder / "parts", self.folder / "checkpoints"
+        done = [path for path in parts.glob("*.json") if path.stem != "header"]
+        if not done and not any(states.glob("*/*")):
+            for folder in (parts, states):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def close(self) -> None:
         """Removes parts and checkpoints, unless there are some that were not used."""
         names = {path.stem for path in (self.folder / "parts").glob("*.json")}

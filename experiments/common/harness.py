@@ -135,7 +135,8 @@ def output_folder(experiment: Experiment, config: Any) -> Path:
 def interrupted(folder: Path) -> NoReturn:
     """Ends after Ctrl-C with the one line that says how to go on."""
     print(
-        f"Interrupted. What is done is kept in {folder}; to go on: {command()}",
+        f"Interrupted. Finished parts and the last checkpoints are kept in {folder}; "
+        f"to go on: {command()}",
         file=sys.stderr,
     )
     raise InterruptedRun(130)
@@ -192,7 +193,12 @@ def _refuse_missing_weights(config: Any, folder: Path) -> None:
 def _measure(experiment: Experiment, config: Any, size: Any, run: Run) -> dict:
     started = time.perf_counter()
     resumed = run.open() if not run.finished_only else True
-    results = plain(experiment.measure(config, size, run))
+    try:
+        results = plain(experiment.measure(config, size, run))
+    except BaseException:
+        if not resumed:
+            run.forget_if_empty()
+        raise
     found = {**run.header, **run.origin(), "results": results}
     if run.unfinished:
         found["unfinished"] = run.unfinished

@@ -65,7 +65,10 @@ def _judged(experiment: Experiment, found: dict[str, Any]) -> list[dict[str, Any
 
 
 def _settings(run: Measured) -> dict[str, Any]:
-    return {k: v for k, v in run.found["config"].items() if k not in _FREE}
+    asked = {k: v for k, v in run.found["config"].items() if k not in _FREE}
+    # What was not asked for is None, or missing in runs of before there was the option.
+    asked = {name: value for name, value in asked.items() if value is not None}
+    return asked | {"settings": run.found["results"].get("settings")}
 
 
 def _seeds(run: Measured) -> int:

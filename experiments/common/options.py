@@ -168,10 +168,26 @@ def _numbers(settings: Settings, asked: dict[str, float]) -> dict[str, Any]:
     for name, value in asked.items():
         if name not in known:
             raise ValueError(f"--set: expected some of {[*known]}, got {name!r}.")
+        if not math.isfinite(value) or (value < 0 and name not in ("low", "high")):
+            raise ValueError(f"--set: {name} must be >= 0 and finite, got {value}.")
         if known[name](value) != value:
             kind = known[name].__name__
             raise ValueError(f"--set: {name} must be of type {kind}, got {value}.")
     return {name: known[name](value) for name, value in asked.items()}
+
+
+def is_papers(config: Any, epochs: int | None, settings: Settings) -> bool:
+    """Whether a run is the paper's: its preset, rates and length.
+
+    Args:
+      config: of an experiment that trains.
+      epochs: that are trained; None for those of the settings.
+      settings: of the net and data set.
+    """
+    asked = ("batch_size", "learning_rate", "set")
+    own = all(getattr(config, name, None) is None for name in asked)
+    long = epochs is None or epochs >= settings.epochs
+    return config.preset == "paper" and own and long
 
 
 def _flag(name: str) -> str:

@@ -205,14 +205,15 @@ def _cell(text: str) -> str:
 def _summary(sections: Sequence[Section]) -> str:
     """How many of the paper's statements hold, and what was not run.
 
-    A statement that was tested at full length counts by that run.
+    A statement that was tested at full length counts by that run. What the paper does
+    not say is none, though it is judged.
     """
     verdicts = []
     for section in sections:
         latest: dict[str, Claim] = {}
         for found in reversed(section.measured):  # the longer run last
             latest |= {claim.what: claim for claim in found.claims}
-        verdicts += [claim.holds for claim in latest.values()]
+        verdicts += [c.holds for c in latest.values() if c.paper != "-"]
     missing = [section.title for section in sections if section.failure]
     return (
         f"Of the paper's statements that were tested, {verdicts.count(True)} hold "

@@ -207,6 +207,33 @@ def test_single_numbers_of_the_settings_can_be_changed():
         adapted(found, Training(set={"hidden": 3.0}))
     with pytest.raises(ValueError, match=r"num_steps must be of type int, got 2\.5"):
         adapted(found, Training(set={"num_steps": 2.5}))
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(
+            ValueError, match=f"clamp must be >= 0 and finite, got {value}"
+        ):
+            adapted(found, Training(set={"clamp": value}))
+
+
+def test_a_run_that_was_refused_leaves_the_folder_to_others(tmp_path):
+    from experiments.classification import EXPERIMENT, Config
+
+    out = tmp_path / "out"
+    wrong = Config(out=out, methods=("BP",), set={"nonsense": 3.0})
+    with pytest.raises(SystemExit, match="--set: expected some of"):
+        execute(EXPERIMENT, wrong)
+    assert not (out / "parts").exists()
+    # What is done is kept.
+    run = Run(out, {"config": {}, "size": {}})
+    run.open()
+    run.part("a", lambda: 1)
+    run.forget_if_empty()
+    assert (out / "parts" / "a.json").exists()
+    assert (out / "parts" / "header.json").exists()
+    run = Run(tmp_path / "states", {"config": {}, "size": {}})
+    run.open()
+    (run.checkpoints("BP") / "1").mkdir(parents=True)
+    run.forget_if_empty()
+    assert (tmp_path / "states" / "parts" / "header.json").exists()
 
 
 @pytest.mark.parametrize("name", ["rates", "factors", "step_sizes"])

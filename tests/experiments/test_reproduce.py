@@ -267,6 +267,7 @@ def test_runs_at_full_length_stand_beside_the_short_ones(tmp_path):
 
     short = [row("a", "1", "undecided"), row("b", "2", "undecided")]
     long = [row("a", "8 (1 of 5 seeds)", True), row("c", "7", None)]
+    long += [{"what": "d", "paper": "-", "here": "6", "holds": True}]  # not the paper's
     section = page.Section(
         "T",
         "Table 2",
@@ -312,10 +313,12 @@ def test_runs_of_other_methods_and_seeds_are_one_table(tmp_path):
     _finished(folder.with_name("cifar10-paper-cpu"), {"SeqIL": 0.5, "BP": 9.0}, seeds=1)
     [alone] = joined.read_all(EXPERIMENT, folder)
     assert [claim.what.split(",")[0] for claim in alone.claims[:2]] == ["BP", "SeqIL"]
-    _finished(folder, {"SeqIL-MQ": 0.7, "BP": 0.6})
+    _finished(folder, {"SeqIL-MQ": 0.7, "BP": 0.6}, set=None)
     _finished(folder.with_name("cifar10-paper-b"), {"BP": 8.0}, seeds=2)  # adds nothing
     other = folder.with_name("cifar10-paper-rates")
     _finished(other, {"SeqIL-Adam": 0.1}, set={"clamp": 1.0})  # not the paper's
+    older = folder.with_name("cifar10-paper-older")  # of other settings by default
+    _finished(older, {"SeqIL-Adam": 0.1}, epochs=3)
     first, more = joined.read_all(EXPERIMENT, folder)
     assert (first.folder.name, more.folder.name) == (
         "cifar10-paper",
@@ -324,7 +327,7 @@ def test_runs_of_other_methods_and_seeds_are_one_table(tmp_path):
     rows = {claim.what: claim for claim in first.claims}
     # BP is that of most seeds; one seed is said to be one.
     assert [name.split(",")[0] for name in rows][:3] == ["BP", "SeqIL", "SeqIL-MQ"]
-    assert "0.6000" in rows["BP, test loss (BCE a pixel): epoch 1; best"].here
+    assert "0.6000" in rows["BP, test loss (BCE a pixel): epoch 1; best; last"].here
     faster = rows["SeqIL reduces the loss faster than BP early on"]
     assert "-0.1000, one seed: no interval" in faster.here
     assert "(1 of 5 seeds)" in faster.here

@@ -406,6 +406,7 @@ def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert errors.count("\n") == 1, errors
     assert errors.startswith(
-        f"Interrupted. What is done is kept in {tmp_path / 'out'};"
+        f"Interrupted. Finished parts and the last checkpoints are kept in "
+        f"{tmp_path / 'out'};"
     )
     assert "to go on: python -m experiments.classification --epochs 9999 " in errors
