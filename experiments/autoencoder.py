@@ -186,6 +186,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             for name, curves in methods.items():
                 rows = values(curves)
                 report.band(panel, range(1, len(rows) + 1), rows, name)
+            report.cut_off(panel, [values(curves) for curves in methods.values()])
             panel.set(xlabel="epoch", ylabel=label)
             report.whole_numbers(panel)
         panels[0, 0].set_title(f"{results['dataset']}, autoencoder")

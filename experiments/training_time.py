@@ -167,6 +167,8 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                     else curves["train_loss"]
                 )
                 report.band(lower, seconds, values, name)
+            drawn = [curves["test"]["loss"] for curves in found["methods"].values()]
+            report.cut_off(upper, drawn)
             unit = "BCE a pixel" if net == "autoencoder" else "nats"
             upper.set(ylabel=f"test loss ({unit})", xscale="log")
             upper.set_title(f"{results['dataset']}, {net}")

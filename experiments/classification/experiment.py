@@ -86,6 +86,9 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             for name, curves in results["methods"].items():
                 rows = values(curves)
                 report.band(panel, range(1, len(rows) + 1), rows, name)
+            if label != "test accuracy (%)":
+                drawn = [values(curves) for curves in results["methods"].values()]
+                report.cut_off(panel, drawn)
             panel.set(xlabel="epoch", ylabel=label)
             report.whole_numbers(panel)
         panels[0, 0].set_title(f"{results['dataset']}, {results['net']}")

@@ -54,7 +54,8 @@ def _joined(experiment: Experiment, runs: Iterable[Measured]) -> list[Measured]:
         methods |= new
         taken += [run] if new else []
     order = [method.name for method in METHODS]
-    methods = dict(sorted(methods.items(), key=lambda item: order.index(item[0])))
+    known = [name for name in order if name in methods]
+    methods = {name: methods[name] for name in dict.fromkeys([*known, *methods])}
     found = {**first.found, "results": {**first.found["results"], "methods": methods}}
     found["claims"] = _judged(experiment, found)
     return [first._replace(found=found), *taken]

@@ -1,6 +1,6 @@
 """The style of the experiments' figures and numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Column
 
+FAR = 10  # times the first loss, beyond which a curve is cut off
 # Okabe and Ito's colours, which the colour-blind can tell apart; the backprop runs
 # are dashed and the marker tells the optimizer.
 STYLES: dict[str, dict[str, Any]] = {
@@ -106,6 +107,25 @@ def band(panel: Any, x: Any, values: Any, name: str, **style: Any) -> None:
     panel.fill_between(
         x, mean - spread, mean + spread, color=line.get_color(), alpha=0.13, lw=0
     )
+
+
+def cut_off(panel: Any, losses: Sequence[Any]) -> None:
+    """Ends the y axis near where training began if a loss goes far beyond it.
+
+    One method that diverges would hide all others, and its own course before that.
+
+    Args:
+      panel: of matplotlib.
+      losses: what is drawn there, [points, seeds] each.
+    """
+    values = [array(rows) for rows in losses]
+    started = np.concatenate([rows[0] for rows in values])
+    seen = np.concatenate([rows.ravel() for rows in values])
+    started, seen = (row[np.isfinite(row)] for row in (started, seen))
+    if started.size and seen.max() > FAR * started.max():
+        low, high = seen.min(), started.max()
+        margin = 0.05 * (high - low)
+        panel.set_ylim(low - margin, high + margin)
 
 
 def whole_numbers(panel: Any) -> None:

@@ -19,7 +19,7 @@ from experiments import (
     training_time,
     update_magnitudes,
 )
-from experiments.common import joined, page
+from experiments.common import joined, page, report
 from experiments.common import settings as settings_of
 from tests.tiers import thorough
 
@@ -344,6 +344,32 @@ def test_runs_of_other_methods_and_seeds_are_one_table(tmp_path):
     assert "`python cifar10-paper-cpu`" in text
     page.write(tmp_path, "paper", [section])
     assert "python cifar10-paper-cpu" in (tmp_path / "report.html").read_text()
+
+
+def test_a_loss_that_diverges_leaves_the_others_to_be_seen(tmp_path):
+    falling = [[2.0, 1.8], [1.0, 1.2], [0.5, 0.6]]
+    far = [[1.5, 1.5], [0.9, 0.9], [1e28, np.nan]]
+    for drawn, ends in (
+        ([falling, far], (0.5 - 0.075, 2.0 + 0.075)),
+        ([falling], None),
+        ([falling, [[2.0], [15.0], [None]]], None),  # up to ten times is shown
+        ([[[None], [None]]], None),
+    ):
+        with report.figure(tmp_path / "a.png") as panels:
+            for rows in drawn:
+                report.band(panels[0, 0], range(len(rows)), rows, "BP")
+            before = panels[0, 0].get_ylim()
+            report.cut_off(panels[0, 0], drawn)
+            assert panels[0, 0].get_ylim() == pytest.approx(ends or before)
+
+
+def test_results_of_any_method_are_read(tmp_path):
+    from experiments.autoencoder import EXPERIMENT
+
+    folder = tmp_path / "cifar10-paper"
+    _finished(folder, {"IL-norm": 0.7, "BP": 0.6})  # no method of the tables
+    [found] = joined.read_all(EXPERIMENT, folder)
+    assert [*found.found["results"]["methods"]] == ["BP", "IL-norm"]
 
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
