@@ -4,7 +4,7 @@ python -m experiments.inference_iterations
 python -m experiments.inference_iterations --preset cpu --data-dir DIR
 
 Sequential and simultaneous inference with Adam, T = 1..5. For every method and T a
-grid of learning rates and step sizes is trained as one vmapped program, its best point
+grid of learning rates and step sizes is trained as one program, its best point
 chosen on images held out of the training set, and then trained with fresh seeds.
 """
 

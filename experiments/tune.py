@@ -1,4 +1,4 @@
-"""A grid of learning rates and step sizes as one vmapped program, chosen twice.
+"""A grid of learning rates and step sizes in one program, chosen twice.
 
 python -m experiments.tune
 python -m experiments.tune --preset cpu --data-dir DIR --methods SeqIL-MQ BP

@@ -103,6 +103,24 @@ def test_a_diverged_run_is_reported_and_disturbs_no_other(task):
     assert record.train_loss[0] == pytest.approx(single.train_loss[0], rel=1e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere products batch")
+def test_on_a_cpu_a_run_among_others_is_that_run_to_the_bit():
+    """So that seeds can be added, and a grid be read at one point."""
+    wide = dataclasses.replace(SMALL, hidden=(256, 256))
+    task = make_task("mlp", data.load("digits"), wide, train_images=320)
+    (method,) = select(["SeqIL-MQ"])
+    keys = jax.random.split(jax.random.key(3), 3)
+    several = trainer.Trainer(method, task, wide, Hyper([1e-5, 3e-5, 1e-4], 0.1), keys)
+    alone = trainer.Trainer(method, task, wide, Hyper(3e-5, 0.1), keys[1:2])
+    for _ in range(2):
+        records = several.epoch(), alone.epoch()
+    assert records[0].train_loss[1] == records[1].train_loss[0]
+    for all_runs, one in zip(
+        *map(jax.tree.leaves, (several.params, alone.params)), strict=True
+    ):
+        np.testing.assert_array_equal(all_runs[1], one[0])
+
+
 @pytest.mark.parametrize("name", ["SeqIL", "iPC", *thorough(["BP", "IL-MQ"])])
 def test_a_diverging_run_stops_and_says_why(task, name):
     (method,) = select([name])
