@@ -187,11 +187,44 @@ def _chosen(
     )
 
 
+def times(results: dict[str, Any], seconds: dict[str, Any]) -> list[Claim]:
+    """Seconds of training to BP's final accuracy, rates chosen by validation.
+
+    All points and seeds of a method share its epochs; the fastest counts.
+    """
+    methods = results["methods"]
+    if results["measure"] == "loss" or not _has_curves(methods):
+        return []
+    rows = []
+    for name, epochs in to_backprop(methods).items():
+        measured = seconds.get(f"{name}, per epoch", {}).get(name)
+        if not measured:
+            continue
+        seeds = report.array(methods[name]["test"]["top1"]).shape[1]
+        runs = seeds * len(methods[name]["points"])
+        each = min(measured) / runs
+        here = f"{epochs * each:.0f} s" if epochs else "never"
+        rows.append(
+            Claim(
+                f"{name}, seconds of training to BP's final accuracy, rates chosen by "
+                "validation",
+                "-",
+                f"{here}; {each:.3g} s a network, the fastest epoch of {runs} together",
+            )
+        )
+    return rows
+
+
+def _has_curves(methods: dict[str, Any]) -> bool:
+    """Whether those of the chosen rates were kept; older versions kept none."""
+    return all("train_loss" in found for found in methods.values())
+
+
 def _against(results: dict[str, Any]) -> list[Claim]:
     """Accuracy, and epochs to BP's last, with rates and epochs chosen by validation."""
     methods = results["methods"]
-    if not all("train_loss" in found for found in methods.values()):
-        return []  # of an older version
+    if not _has_curves(methods):
+        return []
     rows = [
         Claim(
             f"{name}, epochs to BP's final accuracy, rates chosen by validation",
@@ -263,6 +296,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     plot=plot,
     claims=claims,
+    times=times,
     free=("methods",),
 )
 main = partial(execute, EXPERIMENT)

@@ -103,8 +103,13 @@ def test_rates_that_are_tuned_alike(ours, verdict):
     assert rows[f"never, {ends}"].here == "never"
     found = rows["SeqIL-MQ is not worse than BP, rates and epochs chosen by validation"]
     assert found.holds == verdict
+    seconds = {f"{name}, per epoch": {name: [30, 12, 60]} for name in ("BP", "never")}
+    clock = [row.here.split(";")[0] for row in tune.times(results, seconds)]
+    # Two epochs of 12 s, in which 2 rates and 3 seeds were trained.
+    assert clock == ["4 s", "never"]
     del results["methods"]["BP"]["train_loss"]  # results of before
     assert len(tune.claims(results)) == 3
+    assert not tune.times(results, seconds)
 
 
 def test_the_curves_of_a_point_are_its_seeds():
