@@ -157,7 +157,8 @@ def _of_point(curves: dict, point: int, count: int) -> dict[str, Any]:
 
 def _best(values: Any, kind: str, count: int) -> np.ndarray:
     rows = report.array(values).reshape(len(values), count, -1)
-    return (rows.min(0) if kind == "loss" else rows.max(0)).mean(-1)
+    # An epoch that diverged is not the best one, as in the choice.
+    return (np.fmin if kind == "loss" else np.fmax).reduce(rows).mean(-1)
 
 
 def claims(results: dict[str, Any]) -> list[Claim]:

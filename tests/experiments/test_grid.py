@@ -117,3 +117,9 @@ def test_the_curves_of_a_point_are_its_seeds():
     found = tune._of_point({"train_loss": values, "test": {"top1": -values}}, 2, 4)
     assert found["train_loss"].tolist() == [[6, 7, 8], [18, 19, 20]]
     assert found["test"]["top1"].tolist() == [[-6, -7, -8], [-18, -19, -20]]
+
+
+def test_the_best_epoch_of_a_point_that_diverges_is_one_before():
+    values = [[0.7, 0.5, 0.9, 0.4], [0.6, np.nan, 0.3, 0.2]]  # 2 points of 2 seeds
+    assert tune._best(values, "loss", 2).tolist() == [0.55, 0.25]
+    assert tune._best(values, "top1", 2).tolist() == [0.6, 0.65]
