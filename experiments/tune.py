@@ -264,6 +264,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         for panel, (name, found) in zip(panels[0], methods.items(), strict=True):
             rates = np.array([point["learning_rate"] for point in found["points"]])
             steps = np.array([point["step_size"] for point in found["points"]])
+            several = len(set(steps)) > 1
             for index, eps in enumerate(dict.fromkeys(steps)):
                 for kind, line in (("test", "-"), ("validation", ":")):
                     values = scale * report.array(found["best"][kind])[steps == eps]
@@ -274,7 +275,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                         marker="o",
                         markersize=4,
                         color=colors[index % len(colors)],
-                        label=f"eps {eps:g}, {kind}",
+                        label=f"eps {eps:g}, {kind}" if several else kind,
                     )
             panel.set(xscale="log", xlabel="learning rate", title=name)
             ticks = sorted(set(rates))

@@ -10,7 +10,7 @@ of what is claimed, and not decided otherwise.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -102,6 +102,33 @@ def change(values: Any) -> Difference:
         return Difference(found.mean, math.nan, math.nan, math.nan)
     error = found.std / math.sqrt(found.size)
     return _interval(found.mean, error, found.size - 1)
+
+
+def jackknife(statistic: Callable[..., float], *samples: np.ndarray) -> Difference:
+    """A number that is no difference of means, of samples that all are of chance.
+
+    The squared error of the j-th sample, of n_j seeds, is by leaving one out at a time
+
+        s_j^2 = (n_j - 1) / n_j  sum_i (theta_-i - mean theta)^2,
+
+    with the sum over j in Welch's place; of a difference of means it is Welch's.
+
+    Args:
+      statistic: `samples -> number`.
+      *samples: arrays whose last axis is the seeds.
+    """
+    mean = float(statistic(*samples))
+    counts = [values.shape[-1] for values in samples]
+    if min(counts) < 2:
+        return Difference(mean, math.nan, math.nan, math.nan)
+    parts = []
+    for j, values in enumerate(samples):
+        left = [
+            statistic(*samples[:j], np.delete(values, i, axis=-1), *samples[j + 1 :])
+            for i in range(counts[j])
+        ]
+        parts.append((counts[j] - 1) * float(np.var(left)))
+    return _interval(mean, math.sqrt(sum(parts)), _freedom(parts, counts))
 
 
 def _freedom(parts: list[float], counts: list[int]) -> float:

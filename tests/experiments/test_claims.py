@@ -1,6 +1,7 @@
 """When a statement is judged, and by what."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -283,6 +284,34 @@ def test_convergence_is_the_epoch_of_the_lowest_test_error():
     results["full"] = False
     row = _row(statements.claims(results), "SeqIL-MQ converges more quickly")
     assert row.holds is None
+
+
+def test_leaving_one_seed_out_of_means_is_welch():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=5), random.normal(1.0, 3.0, size=4)
+    found = claims.jackknife(lambda a, b: a.mean() - b.mean(), a, b)
+    np.testing.assert_allclose(found, claims.difference(a, b), rtol=1e-12)
+    # Of a ratio of means it is that of its derivatives, where these barely vary.
+    a, b = 8 + 0.01 * a, 2 + 0.01 * b
+    ratio = claims.jackknife(lambda a, b: a.mean() / b.mean(), a, b)
+    assert ratio.mean == a.mean() / b.mean()
+    linear = claims.difference(a / b.mean(), b * a.mean() / b.mean() ** 2)
+    np.testing.assert_allclose(ratio.high - ratio.low, linear.high - linear.low, 1e-2)
+    alone = claims.jackknife(lambda a, b: a.mean() - b.mean(), a, b[:1])
+    assert alone.mean == a.mean() - b[0]
+    assert np.isnan(alone.low)
+
+
+def test_the_curves_of_all_methods_count_in_how_near_they_are():
+    what = "SeqIL-MQ's learning curve"
+
+    def shown(noise):
+        results = _results(57 + FIVE, 56 + noise * FIVE, full=True)
+        row = _row(statements.claims(_more(results, BP_Adam=57.5 + FIVE)), what)
+        low, high = re.search(r"interval (\S+) to (\S+)", row.here).groups()
+        return float(high) - float(low)
+
+    assert shown(5.0) > 1.5 * shown(1.0)
 
 
 def test_whose_learning_curve_is_nearer():
