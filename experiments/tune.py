@@ -42,6 +42,8 @@ from experiments.common.settings import Net, Settings, settings
 from experiments.common.tasks import TrainingSize as Size
 from experiments.common.tasks import make_task
 
+BACKPROP = ("BP", "BP-Adam")  # have no inference whose steps could have a size
+
 
 @dataclass(frozen=True)
 class Config(Options, Epochs, BatchSize, Changes):
@@ -129,9 +131,8 @@ def measure(config: Config, size: Size, run: Run) -> dict[str, Any]:
 def _points(config: Config, method: Method, found: Settings) -> list[Hyper]:
     own = method.hyper(found)
     rates = config.rates or [factor * own.learning_rate for factor in config.factors]
-    # Backprop has no inference whose steps could have a size.
-    learns = method.name not in ("BP", "BP-Adam")
-    return grid.points(rates, (config.step_sizes if learns else ()) or (own.step_size,))
+    sizes = () if method.name in BACKPROP else config.step_sizes
+    return grid.points(rates, sizes or (own.step_size,))
 
 
 def _protocols(curves: dict, kind: str, count: int) -> dict[str, Any]:
@@ -179,12 +180,13 @@ def _chosen(
     point = points[choice["point"]]
     rates = {row["learning_rate"] for row in points}
     edge = len(rates) > 1 and point["learning_rate"] in (min(rates), max(rates))
+    eps = "" if name in BACKPROP else f" eps {point['step_size']:.3g},"
     return Claim(
         f"{name}, chosen by {protocol}: test {unit}",
         "-",
         f"{report.mean_std(choice['test'], scale, digits)} "
         f"(rate {point['learning_rate']:.3g}{', the edge of the grid' if edge else ''},"
-        f" eps {point['step_size']:.3g}, epochs {choice['epochs']})",
+        f"{eps} epochs {choice['epochs']})",
     )
 
 
@@ -234,7 +236,7 @@ def _against(results: dict[str, Any]) -> list[Claim]:
         )
         for name, epochs in to_backprop(methods).items()
     ]
-    for other in ("BP", "BP-Adam"):
+    for other in BACKPROP:
         if {"SeqIL-MQ", other} <= set(methods):
             ours, theirs = (
                 100 * report.array(methods[name]["protocols"]["validation"]["test"])
