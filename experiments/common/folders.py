@@ -3,8 +3,7 @@
 While an experiment runs, `parts/` holds a JSON file for each part that is finished, and
 `checkpoints/` the networks in training. A part is of the run in whose folder it lies,
 or was copied there from a run that differs in nothing but what is `free`, such as the
-list of methods of which every one is a part: there parts are kept, and a run that is
-finished may go on with more methods.
+list of methods of which every one is a part.
 """
 
 import json
@@ -153,17 +152,13 @@ class Run:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Removes what the run no longer needs, unless there is more to do.
-
-        Parts stay where something is free: a run may ask for more of them.
-        """
-        running = any((self.folder / "checkpoints").glob("*/*"))
+        """Removes parts and checkpoints, unless there are some that were not used."""
         names = {path.stem for path in (self.folder / "parts").glob("*.json")}
         left = names - self._used - {"header"}
-        if running or left or self.unfinished:
-            return
-        for folder in ("checkpoints",) if self._free else ("parts", "checkpoints"):
-            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        running = any((self.folder / "checkpoints").glob("*/*"))
+        if not (left or running or self.unfinished):
+            for folder in ("parts", "checkpoints"):
+                shutil.rmtree(self.folder / folder, ignore_errors=True)
 
 
 def finished(

@@ -9,8 +9,7 @@ beside the paper's. `execute` runs it in an output folder:
     *.png         the figures
 
 While it runs, finished parts lie in parts/ and the state of networks in training in
-checkpoints/, so that a killed run goes on where it was. Of an experiment whose methods
-are parts, parts/ stays, so that a finished run may go on with more methods.
+checkpoints/, so that a killed run goes on where it was.
 """
 
 import dataclasses

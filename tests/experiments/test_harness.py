@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -83,41 +82,6 @@ def test_an_interrupted_experiment_goes_on(tmp_path, capsys):
     assert json.loads((broken / "run.json").read_text())["resumed"]
     names = {path.name for path in broken.iterdir()} - {".lock"}
     assert names == {"results.json", "run.json", "plot.png"}
-
-
-@dataclass(frozen=True)
-class Named(Options):
-    """An experiment of which every method is a part."""
-
-    methods: tuple[str, ...] = ("a",)
-
-
-def test_a_finished_run_goes_on_with_more_methods(tmp_path, capsys):
-    calls = []
-
-    def measure(config, size, run):
-        def compute(name):
-            calls.append(name)
-            return len(calls)
-
-        return {m: run.part(m, lambda m=m: compute(m)) for m in config.methods}
-
-    experiment = Counted().experiment._replace(
-        measure=measure, claims=lambda results: [], free=("methods",)
-    )
-    execute(experiment, Named(out=tmp_path, methods=("a", "b")))
-    asked = Named(out=tmp_path, methods=("b", "c"))
-    with pytest.raises(SystemExit, match="c is not finished in"):
-        execute(experiment, dataclasses.replace(asked, finished_only=True))
-    assert execute(experiment, asked)["results"] == {"b": 2, "c": 3}
-    assert "b: finished before in 0 s" in capsys.readouterr().out
-    assert calls == ["a", "b", "c"]
-    # In a copy of what a run shows in the end, no part is left to go on from.
-    shutil.rmtree(tmp_path / "parts")
-    execute(experiment, asked)
-    with pytest.raises(SystemExit, match=r"config\.methods is \['b', 'c'\] there"):
-        execute(experiment, Named(out=tmp_path, methods=("c",)))
-    assert calls == ["a", "b", "c"]
 
 
 def test_parts_brought_from_another_machine(tmp_path, monkeypatch):

@@ -360,7 +360,10 @@ def test_parts_of_runs_of_other_methods_finish_as_one(task, tmp_path, capsys):
         _train(both, task, ["BP"], epochs=3)
     run, _ = _train(both, task, ["BP"])
     run.close()
-    assert (both / "parts").exists()
+    assert (both / "parts").exists()  # of SeqIL-MQ, which this run has not asked for
+    run, _ = _train(both, task, ["BP", "SeqIL-MQ"])
+    run.close()
+    assert not (both / "parts").exists()
 
 
 def test_weights_are_kept_on_request(task, tmp_path):
