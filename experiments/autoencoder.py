@@ -29,6 +29,7 @@ from experiments.common.options import (
     BatchSize,
     Changes,
     Epochs,
+    JpegQuality,
     KeepWeights,
     LearningRate,
     adapted,
@@ -47,7 +48,9 @@ MARGIN = 0.01  # BCE a pixel that makes no difference: that of BP and BP-Adam he
 
 
 @dataclass(frozen=True)
-class Config(Options, Epochs, BatchSize, LearningRate, Changes, KeepWeights):
+class Config(
+    Options, Epochs, BatchSize, LearningRate, Changes, JpegQuality, KeepWeights
+):
     """Trains autoencoders: reconstruction losses, and reconstructed pictures."""
 
     methods: tuple[MethodName, ...] = METHODS

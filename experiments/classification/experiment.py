@@ -21,6 +21,7 @@ from experiments.common.options import (
     BatchSize,
     Changes,
     Epochs,
+    JpegQuality,
     KeepWeights,
     LearningRate,
     adapted,
@@ -32,7 +33,9 @@ from experiments.common.tasks import TrainingSize, make_task
 
 
 @dataclass(frozen=True)
-class Config(Options, Epochs, BatchSize, LearningRate, Changes, KeepWeights):
+class Config(
+    Options, Epochs, BatchSize, LearningRate, Changes, JpegQuality, KeepWeights
+):
     """Trains a net with backprop and predictive coding: test accuracies."""
 
     net: Literal["mlp", "conv"] = "mlp"

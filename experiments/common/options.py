@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.common import data
+from experiments.common import data, jpeg
 from experiments.common.settings import Settings
 
 Preset = Literal["smoke", "cpu", "paper"]
@@ -59,6 +59,9 @@ class Options:
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, got {value}.")
+        quality = getattr(self, "jpeg_quality", None)
+        if quality is not None and not 1 <= quality <= 100:
+            raise ValueError(f"--jpeg-quality must be 1 to 100, got {quality}.")
         refuse_non_positive("learning_rate", getattr(self, "learning_rate", None))
 
     @property
@@ -68,7 +71,9 @@ class Options:
 
     def load(self) -> data.Dataset:
         """Loads the data set."""
-        return data.load(self.dataset_name, self.data_dir)
+        images = data.load(self.dataset_name, self.data_dir)
+        quality = getattr(self, "jpeg_quality", None)
+        return images if quality is None else jpeg.recompressed(images, quality)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,15 @@ class Changes:
     set: dict[str, float] | None = None
     """Numbers in the place of the paper's, by their names in
     experiments.common.settings: `--set pc_decay 3e-5 clamp 0.1`."""
+
+
+@dataclass(frozen=True)
+class JpegQuality:
+    """For experiments whose outcome may hang on lossy copies of a data set."""
+
+    jpeg_quality: int | None = None
+    """Trains and tests on the images as JPEG files of this quality, 1 to 100, leave
+    them; by default on those of the data set."""
 
 
 @dataclass(frozen=True)
@@ -177,14 +191,14 @@ def _numbers(settings: Settings, asked: dict[str, float]) -> dict[str, Any]:
 
 
 def is_papers(config: Any, epochs: int | None, settings: Settings) -> bool:
-    """Whether a run is the paper's: its preset, rates and length.
+    """Whether a run is the paper's: its preset, rates, images and length.
 
     Args:
       config: of an experiment that trains.
       epochs: that are trained; None for those of the settings.
       settings: of the net and data set.
     """
-    asked = ("batch_size", "learning_rate", "set")
+    asked = ("batch_size", "learning_rate", "set", "jpeg_quality")
     own = all(getattr(config, name, None) is None for name in asked)
     long = epochs is None or epochs >= settings.epochs
     return config.preset == "paper" and own and long

@@ -15,8 +15,10 @@ from experiments.common.options import (
     BatchSize,
     Changes,
     Epochs,
+    JpegQuality,
     LearningRate,
     adapted,
+    is_papers,
     resized,
 )
 from experiments.common.settings import settings
@@ -162,7 +164,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 
 
 @dataclass(frozen=True)
-class Training(Options, Epochs, BatchSize, LearningRate, Changes):
+class Training(Options, Epochs, BatchSize, LearningRate, Changes, JpegQuality):
     pass
 
 
@@ -191,11 +193,31 @@ def test_options_of_training_change_size_and_settings():
         ({"batch_size": -3}, "--batch-size must be at least 1, got -3"),
         ({"learning_rate": -0.1}, "--learning-rate must be positive, got -0.1"),
         ({"learning_rate": float("nan")}, "--learning-rate must be positive, got nan"),
+        ({"jpeg_quality": 0}, "--jpeg-quality must be 1 to 100, got 0"),
+        ({"jpeg_quality": 101}, "--jpeg-quality must be 1 to 100, got 101"),
     ],
 )
 def test_bad_options_of_training(options, message):
     with pytest.raises(ValueError, match=message):
         Training(**options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs", "expected"),
+    [
+        ({}, None, True),
+        ({}, 20, True),
+        ({}, 19, False),
+        ({"preset": "cpu"}, None, False),
+        ({"batch_size": 32}, None, False),
+        ({"learning_rate": 0.1}, None, False),
+        ({"set": {"clamp": 0.1}}, None, False),
+        ({"jpeg_quality": 75}, None, False),
+    ],
+)
+def test_a_run_is_the_papers_if_nothing_was_changed(changes, epochs, expected):
+    config = Training(**{"preset": "paper"} | changes)
+    assert is_papers(config, epochs, settings("mlp", "digits")) is expected
 
 
 def test_single_numbers_of_the_settings_can_be_changed():
