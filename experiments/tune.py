@@ -285,7 +285,9 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             panel.set_xticks([], minor=True)
         label = "loss" if results["measure"] == "loss" else "accuracy (%)"
         panels[0, 0].set_ylabel(f"best {label}")
-        report.legend_beside(panels[0, -1])
+        # Backprop has one line of each kind, other methods one for every step size.
+        lines = {x.get_label(): x for panel in panels[0] for x in panel.get_lines()}
+        report.legend_beside(panels[0, -1], handles=[*lines.values()])
 
 
 EXPERIMENT = Experiment(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import tune
-from experiments.common import grid
+from experiments.common import grid, report
 from experiments.common.methods import Hyper
 
 
@@ -125,3 +125,38 @@ def test_the_best_epoch_of_a_point_that_diverges_is_one_before():
     values = [[0.7, 0.5, 0.9, 0.4], [0.6, np.nan, 0.3, 0.2]]  # 2 points of 2 seeds
     assert tune._best(values, "loss", 2).tolist() == [0.55, 0.25]
     assert tune._best(values, "top1", 2).tolist() == [0.6, 0.65]
+
+
+@pytest.mark.parametrize(
+    ("step_sizes", "expected"),
+    [
+        ((0.1,), {"test", "validation"}),
+        (
+            (0.1, 0.2),
+            {"test", "validation"}
+            | {
+                f"eps {eps}, {of}"
+                for eps in (0.1, 0.2)
+                for of in ("test", "validation")
+            },
+        ),
+    ],
+)
+def test_the_legend_names_the_lines_of_all_panels(
+    tmp_path, monkeypatch, step_sizes, expected
+):
+    def method(sizes):
+        points = grid.points((1.0, 3.0), sizes)
+        best = [0.5] * len(points)
+        points = [point._asdict() for point in points]
+        return {"points": points, "best": {"test": best, "validation": best}}
+
+    drawn = []
+    monkeypatch.setattr(
+        report, "legend_beside", lambda panel, **to: drawn.append(panel.legend(**to))
+    )
+    methods = {"SeqIL": method(step_sizes), "BP": method((0.1,))}
+    tune.plot({"measure": "top1", "methods": methods}, tmp_path)
+    texts = [text.get_text() for text in drawn[0].get_texts()]
+    assert len(texts) == len(set(texts))
+    assert set(texts) == expected
