@@ -50,12 +50,12 @@ def chosen_on_halves(values: np.ndarray) -> np.ndarray:
     """The mean over both halves of the value at the epoch best on the other half.
 
     Args:
-      values: [epochs, 2, runs], the higher the better.
+      values: [epochs, 2, runs], the higher the better; NaN is never chosen.
 
     Returns:
       [runs].
     """
-    epochs = values.argmax(0)  # [2, runs]
+    epochs = np.where(np.isnan(values), -np.inf, values).argmax(0)  # [2, runs]
     runs = np.arange(values.shape[2])
     judged = [values[epochs[half], 1 - half, runs] for half in range(2)]
     return np.mean(judged, axis=0)

@@ -62,7 +62,7 @@ class _Runs(NamedTuple):
 
     def at_the_end(self, names: Sequence[str], verdict: Verdict) -> Verdict:
         """The verdict on these methods, if they were trained to the paper's end."""
-        return enough(self.results, names, verdict) if self.full else None
+        return enough(self.results, names, verdict) if self.full else UNDECIDED
 
 
 def sentences(results: dict[str, Any]) -> list[Claim]:
@@ -285,14 +285,17 @@ def _order(runs: _Runs) -> list[Claim]:
         ours = {name: getattr(found[name], protocol) for name in paper}
         if any(values is None for values in ours.values()):
             continue
-        verdicts = [above(difference(ours[a], ours[b])) for a, b in apart]
+        gaps = {(a, b): difference(ours[a], ours[b]) for a, b in apart}
+        verdicts = [above(gap) for gap in gaps.values()]
+        narrow = min(gaps, key=lambda pair: gaps[pair].mean)
         means = {name: values.mean() for name, values in ours.items()}
         rows.append(
             Claim(
                 f"the order of the methods ({label})",
                 _ranked({name: known.mean for name, known in paper.items()}),
                 f"{_ranked(means)}: of {len(apart)} pairs that the paper tells apart, "
-                f"{verdicts.count(True)} are so, {verdicts.count(False)} are not"
+                f"{verdicts.count(True)} are so, {verdicts.count(False)} are not; the "
+                f"narrowest is {' > '.join(narrow)}, {gaps[narrow].text('points')}"
                 f"{shortfall(results)}",
                 enough(results, [*paper], all_of(verdicts)),
             )

@@ -96,8 +96,9 @@ def _accuracy_rows(
             if said:
                 paper = f"{said[0]:.2f} ± {said[1]:.2f}"
                 gap = difference(values, Sample(*said, SEEDS))
-                met = within(gap, MARGIN)
-                holds = enough(results, [name], met) if results["full"] else None
+                if results["full"]:
+                    here += f"; {gap.text('points')}"
+                    holds = enough(results, [name], within(gap, MARGIN))
         rows.append(
             Claim(f"{name}, {measure} test accuracy, %, {label}", paper, here, holds)
         )

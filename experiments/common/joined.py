@@ -1,5 +1,6 @@
 """One table of several runs that differ in nothing but their methods and seeds."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,9 @@ def read(experiment: Experiment, folder: Path) -> Measured | None:
     found, run = json.loads((folder / "results.json").read_text()), read_run(folder)
     found["claims"] = _judged(experiment, found)
     times = experiment.times(found["results"], run["seconds_by_part"])
-    return Measured(folder, found, run, times)
+    size = experiment.sizes.get("paper")
+    papers = {} if size is None or callable(size) else dataclasses.asdict(size)
+    return Measured(folder, found, run, times, plain(papers))
 
 
 def read_all(experiment: Experiment, folder: Path) -> list[Measured]:

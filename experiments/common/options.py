@@ -55,6 +55,10 @@ class Options:
     """Reports the parts of an interrupted run that are finished, and runs nothing."""
 
     def __post_init__(self) -> None:
+        if self.replace and self.finished_only:
+            raise ValueError(
+                "--replace runs anew, --finished-only runs nothing: give one of them."
+            )
         for name in _COUNTS:
             value = getattr(self, name, None)
             if value is not None and value < 1:

@@ -2,10 +2,12 @@
 
 import base64
 import html
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.common import report
 from experiments.common.claims import MARKS, UNDECIDED, Claim
 
 COLUMNS = ("what", "paper", "here", "")
@@ -21,12 +23,14 @@ class Measured(NamedTuple):
       found: what is in results.json.
       run: what is in run.json.
       times: the numbers that depend on the clock.
+      papers: the size of the paper's run, as `found["size"]`.
     """
 
     folder: Path
     found: dict[str, Any]
     run: dict[str, Any]
     times: Sequence[Claim] = ()
+    papers: Mapping[str, Any] = {}
 
     @property
     def claims(self) -> list[Claim]:
@@ -34,15 +38,49 @@ class Measured(NamedTuple):
         return [*(Claim(**claim) for claim in self.found["claims"]), *self.times]
 
     @property
+    def seconds(self) -> float:
+        """What the run took; of one that was interrupted, about what its parts did.
+
+        Its `run.json` has the seconds of the last stretch, of every part in the stretch
+        in which it was finished, and of every epoch. Some epochs may have waited for
+        the run to go on, so the median counts.
+        """
+        if not self.run["resumed"]:
+            return self.run["seconds"]
+        by_part = self.run["seconds_by_part"]
+        parts = sum(took for took in by_part.values() if not isinstance(took, dict))
+        epochs = sum(
+            len(each) * statistics.median(each)
+            for name, by_method in by_part.items()
+            if name.endswith("per epoch")
+            for each in by_method.values()
+        )
+        return max(self.run["seconds"], epochs or parts)
+
+    @property
     def facts(self) -> str:
         """How it came about."""
         versions = ", ".join(f"{k} {v}" for k, v in self.found["versions"].items())
         missing = self.found.get("unfinished")
+        stretches = ", in several stretches," if self.run["resumed"] else ""
+        seeds = self.found["size"].get("seeds")
         return (
-            f"{self.run['seconds']:.0f} s on {self.found['device']}; {versions}; "
-            f"{self.run['finished']}"
+            f"{self.seconds:.0f} s{stretches} on {self.found['device']}; "
+            + (f"{report.seeds(seeds)}; " if seeds else "")
+            + f"{versions}; {self.run['finished']}"
             + (f"; not finished: {', '.join(missing)}" if missing else "")
+            + self._otherwise()
         )
+
+    def _otherwise(self) -> str:
+        """What is of another size than in the paper."""
+        size = self.found["size"]
+        other = [
+            f"{name.replace('_', ' ')} {_counts(size[name])} ({_counts(meant)})"
+            for name, meant in self.papers.items()
+            if name in size and size[name] != meant
+        ]
+        return f"; in brackets the paper's: {', '.join(other)}" if other else ""
 
 
 class Section(NamedTuple):
@@ -110,6 +148,13 @@ class Section(NamedTuple):
     def figures(self) -> list[Path]:
         """The figures, by name."""
         return [path for m in self.runs for path in sorted(m.folder.glob("*.png"))]
+
+
+def _counts(value: Any) -> str:
+    """A number of the size or several; None is as many as there are."""
+    if isinstance(value, list):
+        return ", ".join(map(_counts, value))
+    return "all" if value is None else str(value)
 
 
 def _cells(claim: Claim | None) -> tuple[str, str]:

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 from rich.table import Column
 
+HUGE = 1e6  # of which nobody reads all digits
 FAR = 10  # times the first loss, beyond which a curve is cut off
 # Okabe and Ito's colours, which the colour-blind can tell apart; the backprop runs
 # are dashed and the marker tells the optimizer.
 STYLES: dict[str, dict[str, Any]] = {
     "BP": {"color": "#000000", "linestyle": "--"},
     "BP-Adam": {"color": "#000000", "linestyle": ":"},
-    "IL": {"color": "#56B4E9"},
+    "IL": {"color": "#56B4E9", "linestyle": "-."},
     "IL-norm": {"color": "#0072B2", "marker": "D"},
     "IL-MQ": {"color": "#56B4E9", "marker": "o"},
     "IL-Adam": {"color": "#0072B2", "marker": "s"},
-    "SeqIL": {"color": "#D55E00"},
+    "SeqIL": {"color": "#CC79A7"},
     "SeqIL-MQ": {"color": "#D55E00", "marker": "o"},
     "SeqIL-Adam": {"color": "#E69F00", "marker": "s"},
     "iPC": {"color": "#009E73", "marker": "^"},
@@ -42,11 +43,12 @@ def array(values: Any) -> np.ndarray:
 
 
 def mean_std(values: Any, scale: float = 1.0, digits: int = 2) -> str:
-    """`mean ± std` of a list, as text."""
+    """`mean ± std` of a list, as text; what has diverged in powers of ten."""
     row = scale * array(values)
+    kind = "e" if np.abs(row).max() >= HUGE else "f"
     if row.size == 1:
-        return f"{row.mean():.{digits}f}"
-    return f"{row.mean():.{digits}f} ± {std(row):.{digits}f}"
+        return f"{row.mean():.{digits}{kind}}"
+    return f"{row.mean():.{digits}{kind}} ± {std(row):.{digits}{kind}}"
 
 
 def seeds(count: int) -> str:

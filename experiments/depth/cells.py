@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pcjax
 from experiments.common.methods import (
     METHODS,
     Method,
+    MethodName,
     Optimizer,
     Recipe,
     Rule,
@@ -157,6 +159,16 @@ def _seq(settings: Settings) -> float:
     return settings.step_size
 
 
+# The names of `OURS`, so that --help lists them.
+Name = Literal[
+    MethodName,
+    "SeqIL T=1",
+    "ePC-Adam",
+    "ePC-Adam T=5",
+    "PC-Adam",
+    "ePC-Adam 1e-6",
+    "ePC-MQ 1e-6",
+]
 OURS = (
     *METHODS,
     Method("SeqIL T=1", _one_step, constant(optax.sgd), _seq),
@@ -171,12 +183,12 @@ _EPC = ("ePC-Adam", "ePC-Adam T=5", *BY_TINY)
 _BY_ADAM = ("BP-Adam", "SeqIL-MQ", "SeqIL-Adam", "iPC", "PC-Adam", *_EPC)
 _STANDARD = ("BP", "IL", "SeqIL T=1", "SeqIL", *_BY_ADAM)
 STYLES = {
-    "ePC-Adam": {"color": "#CC79A7", "marker": "v"},
-    "ePC-Adam T=5": {"color": "#CC79A7", "marker": "^", "linestyle": "-."},
+    "ePC-Adam": {"color": "#0072B2", "marker": "v"},
+    "ePC-Adam T=5": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
     "PC-Adam": {"color": "#882255", "marker": "*"},
-    "SeqIL T=1": {"color": "#D55E00", "linestyle": ":"},
-    "ePC-Adam 1e-6": {"color": "#CC79A7", "marker": "s", "linestyle": "--"},
-    "ePC-MQ 1e-6": {"color": "#CC79A7", "marker": "o", "linestyle": ":"},
+    "SeqIL T=1": {"color": "#CC79A7", "linestyle": ":"},
+    "ePC-Adam 1e-6": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
+    "ePC-MQ 1e-6": {"color": "#0072B2", "marker": "o", "linestyle": ":"},
 }
 
 

@@ -37,6 +37,7 @@ from experiments.depth.cells import (
     BY_TINY,
     NETWORKS,
     Cell,
+    Name,
     methods,
     rates,
     sized,
@@ -77,7 +78,7 @@ class Config(Options, Epochs, BatchSize):
 
     depths: tuple[int, ...] = ()
     """The depths of the map to train; by default all of the preset."""
-    methods: tuple[str, ...] = ()
+    methods: tuple[Name, ...] = ()
     """The methods, BP-Adam among them; by default all that suit a net."""
 
     def __post_init__(self) -> None:

@@ -132,6 +132,12 @@ def first(problem: Problem, count: int) -> Problem:
 def main(config: Config) -> dict[str, Any]:
     """Measures everything, writes results.json and the figures."""
     started = time.perf_counter()
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"{config.out} cannot be used: {error}. Name another folder with --out."
+        ) from error
     size = PRESETS[config.preset]
     if config.betas:
         size = dataclasses.replace(size, betas=config.betas)
@@ -153,7 +159,6 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 1),
         **results,
     }
-    config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     implicit_plots.plot(results, config.out)
     print(f"Written: {config.out / 'results.json'} and the figures beside it.")

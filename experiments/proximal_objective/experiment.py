@@ -27,7 +27,12 @@ from experiments.common.harness import Claim, Experiment, Options, Run, execute
 from experiments.common.live import Parts
 from experiments.common.options import BatchSize, Iterations, LearningRate, adapted
 from experiments.common.tasks import Task, make_task
-from experiments.proximal_objective.methods import figure_settings, select, trainer
+from experiments.proximal_objective.methods import (
+    Name,
+    figure_settings,
+    select,
+    trainer,
+)
 from experiments.proximal_objective.plots import plot
 from experiments.proximal_objective.rank_one import StepRule, own_updates
 from pcjax import training
@@ -64,7 +69,7 @@ class Size:
 class Config(Options, Iterations, BatchSize, LearningRate):
     """Measures the proximal objective along inference."""
 
-    methods: tuple[str, ...] = ("IL", "IL-MQ", "SeqIL", "SeqIL-MQ")
+    methods: tuple[Name, ...] = ("IL", "IL-MQ", "SeqIL", "SeqIL-MQ")
     """The methods to measure; IL-norm is IL with the normalised step size."""
     betas: tuple[float, ...] = BETAS
     """The weights beta of the objective."""
@@ -223,13 +228,16 @@ def claims(results: dict[str, Any]) -> list[Claim]:
             lowest = int(values.mean(1).argmin())
             turn = f", lowest at t = {lowest}" if lowest < len(values) - 1 else ""
             said = _said(name, beta)
+            fall = change(values[-1] - values[0])
+            judged = "falls" in said
+            interval = f"; {fall.text(digits=3)}" if judged else ""
             rows.append(
                 Claim(
                     f"{name}, beta = {beta:g}",
                     said,
                     f"{_verdict(values)}: {_change(values)}{turn}; "
-                    f"falls for {100 * share:.0f} % of the images",
-                    below(change(values[-1] - values[0])) if "falls" in said else None,
+                    f"falls for {100 * share:.0f} % of the images{interval}",
+                    below(fall) if judged else None,
                 )
             )
         rows.append(_balance(name, found))

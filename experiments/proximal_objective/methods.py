@@ -7,7 +7,7 @@ step instead, which changes with the activities during inference; it is IL-norm 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,8 @@ def _of_activities(network, tx, opt_state, params):
     return normalised_steps(network)
 
 
+# The names of `KINDS`, so that --help lists them.
+Name = Literal["IL", "IL-norm", "IL-MQ", "SeqIL", "SeqIL-MQ"]
 _IL, _IL_MQ, _SEQ, _SEQ_MQ = methods.select(("IL", "IL-MQ", "SeqIL", "SeqIL-MQ"))
 KINDS = {
     kind.method.name: kind

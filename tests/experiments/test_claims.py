@@ -126,7 +126,7 @@ def test_never_worse_needs_an_effect_and_an_uncertainty(ours, theirs, expected):
     results["full"] = False  # long before the end there is nothing to judge
     for row in statements.claims(results):
         if row.what in {row.what for row in (*found, *losses)}:
-            assert row.holds is None
+            assert row.holds == UNDECIDED
             assert row.here.endswith("long before convergence")
     assert {row.holds for row in found} == {expected}
     shown = "95 % interval" if len(ours) > 1 else "one seed: no interval"
@@ -155,6 +155,7 @@ def test_the_papers_number_is_met_by_the_whole_interval():
         rows = statements.claims(_results(values, values, full=True))
         assert rows[0].what.startswith("BP, top1 test accuracy")
         assert rows[0].holds == expected
+        assert f"; {shift:+.2f} points, 95 % interval" in rows[0].here
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,9 @@ def test_the_order_of_the_methods(ours, theirs, verdict, counts):
         assert row.paper == "SeqIL-MQ > BP"
         assert row.holds == verdict
         assert f"of 1 pairs that the paper tells apart, {counts}" in row.here
+        gap = np.mean(ours) - 56.1
+        narrow = f"the narrowest is SeqIL-MQ > BP, {gap:+.2f} points, 95 % interval"
+        assert narrow in row.here
         first = "SeqIL-MQ > BP" if np.mean(ours) > 56.1 else "BP > SeqIL-MQ"
         assert row.here.startswith(f"{first}: ")
     short = statements.claims(_results(ours, theirs))
@@ -240,7 +244,7 @@ def test_what_is_said_of_adam(net, behind, what, verdict):
     assert f"ahead by {behind:+.2f} points" in _row(rows, what).here
     results["full"] = False
     short = _row(statements.claims(results), what)
-    assert short.holds is None
+    assert short.holds == UNDECIDED
     assert short.here.endswith("long before convergence")
 
 
@@ -283,7 +287,7 @@ def test_convergence_is_the_epoch_of_the_lowest_test_error():
     assert row.holds is False
     results["full"] = False
     row = _row(statements.claims(results), "SeqIL-MQ converges more quickly")
-    assert row.holds is None
+    assert row.holds == UNDECIDED
 
 
 def test_leaving_one_seed_out_of_means_is_welch():
@@ -324,7 +328,7 @@ def test_whose_learning_curve_is_nearer():
     # Distances to a curve of the mean: 1 to both but for the seeds' noise.
     assert row.here.startswith("1.00, 1.00 points away; +0.00 points, 95 %")
     results["full"] = False
-    assert _row(statements.claims(results), what).holds is None
+    assert _row(statements.claims(results), what).holds == UNDECIDED
 
 
 def test_early_on_is_said_of_seqil_in_mlps_alone():
@@ -426,8 +430,13 @@ def test_what_is_said_of_reconstructions(worse, verdict):
     assert early.here.startswith(f"after epoch 1: {0.7 + worse:.4f}, 0.7000")
     results["settings"]["epochs"] = 4
     row = _row(autoencoder.claims(results), "SeqIL-MQ converges")
-    assert row.holds is None
+    assert row.holds == UNDECIDED
     assert row.here.endswith("(3 of 4 epochs)")
+    halves = np.array([[0.7, 0.8], [0.6, 0.5], [np.nan, np.nan]])
+    halves = np.repeat(halves[..., None], 5, axis=2)
+    results["methods"]["BP"]["halves"] = {"loss": halves}
+    row = _row(autoencoder.claims(results), "BP, test loss (BCE a pixel), epoch chosen")
+    assert row.here.startswith("0.5500 ± 0.0000")
     one = _reconstructed(BP=best, SeqIL_MQ=best[:1])
     row = _row(autoencoder.claims(one), "SeqIL-MQ converges")
     assert row.holds == UNDECIDED

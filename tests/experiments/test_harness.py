@@ -220,6 +220,11 @@ def test_a_run_is_the_papers_if_nothing_was_changed(changes, epochs, expected):
     assert is_papers(config, epochs, settings("mlp", "digits")) is expected
 
 
+def test_nothing_is_replaced_by_what_runs_nothing(tmp_path):
+    with pytest.raises(ValueError, match="--replace runs anew, --finished-only"):
+        Options(out=tmp_path, replace=True, finished_only=True)
+
+
 def test_single_numbers_of_the_settings_can_be_changed():
     found = settings("mlp", "digits")
     changed = adapted(found, Training(set={"low": -1.0, "num_steps": 5.0}))

@@ -52,6 +52,13 @@ def test_what_made_the_results_is_in_them(results):
     assert results["device"]
 
 
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = implicit_sgd.Config(preset="smoke", out=tmp_path / "file" / "out")
+    with pytest.raises(SystemExit, match=r"file.out cannot be used: .*--out"):
+        implicit_sgd.main(config)
+
+
 def test_theorem_1(results):
     found = results["theorem1"]["rules"]
     assert [s["converged"] for s in results["theorem1"]["solver"]] == ["2 of 2"] * 2

@@ -298,6 +298,12 @@ def test_claims_follow_the_numbers():
     assert "lowest at t = 0; falls for 25 % of the images" in mixed.here
     assert tie.here.startswith("mixed")
     assert "lowest" not in tie.here
+    # What is judged has its interval: here of -1 and 0, whose mean has Student's t.
+    half = 12.7062 / 2
+    assert f"; -0.500, 95 % interval {-0.5 - half:+.3f} to {-0.5 + half:+.3f}" in (
+        tie.here
+    )
+    assert "interval" not in mixed.here
     # Two seeds decide nothing.
     assert [row.holds for row in rows] == [None, "undecided", "undecided", None]
     assert [row.paper for row in rows[1:3]] == ["falls (A.5)", "falls (Figures 1, 8)"]

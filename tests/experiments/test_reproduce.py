@@ -257,8 +257,42 @@ def test_the_page_escapes_what_it_shows(tmp_path):
 
 def _measured(folder, claims, **about):
     found = {"claims": claims, "results": {}, "versions": {}, "device": "cpu", **about}
+    found.setdefault("size", {})
     run = {"command": "python <x>", "seconds": 1.0, "finished": "now"}
-    return page.Measured(folder, found, run)
+    return page.Measured(folder, found, {**run, "resumed": False})
+
+
+@pytest.mark.parametrize(
+    ("resumed", "by_part", "expected"),
+    [
+        (False, {"a": 3.0}, 1.0),
+        (True, {"a": 3.0, "b": 4.0}, 7.0),
+        (True, {"a": 0.2}, 1.0),
+        # A pause in the second epoch is none of the run's work.
+        (True, {"a": 3.0, "a, per epoch": {"BP": [5, 900, 5], "IL": [7, 7]}}, 29.0),
+        (True, {"a": 3.0, "a, by step": {"training": 2.5}}, 3.0),
+    ],
+)
+def test_the_seconds_of_a_run_that_was_interrupted(
+    tmp_path, resumed, by_part, expected
+):
+    found = _measured(tmp_path, [])
+    found.run.update(resumed=resumed, seconds_by_part=by_part)
+    assert found.seconds == expected
+    words = f"{expected:.0f} s, in several stretches, on cpu"
+    assert found.facts.startswith(words if resumed else "1 s on cpu")
+
+
+def test_a_smaller_size_than_the_papers_is_said(tmp_path):
+    size = {"seeds": 1, "epochs": [8, 6], "images": 1000, "steps": [1, 2]}
+    papers = {"seeds": 5, "epochs": [None, None], "images": None, "steps": [1, 2]}
+    found = _measured(tmp_path, [], size=size)
+    assert "; 1 seed; " in found.facts
+    assert "the paper's" not in found._replace(papers=size).facts
+    assert found._replace(papers=papers).facts.endswith(
+        "; in brackets the paper's: seeds 1 (5), epochs 8, 6 (all, all), "
+        "images 1000 (all)"
+    )
 
 
 def test_runs_at_full_length_stand_beside_the_short_ones(tmp_path):
@@ -299,7 +333,7 @@ def _finished(folder, methods, *, seeds=3, epochs=2, **config):
             },
         },
     }
-    run = {"command": f"python {folder.name}", "seconds_by_part": {}}
+    run = {"command": f"python {folder.name}", "seconds_by_part": {}, "resumed": False}
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(found))
     (folder / "run.json").write_text(json.dumps(run))
@@ -313,6 +347,7 @@ def test_runs_of_other_methods_and_seeds_are_one_table(tmp_path):
     _finished(folder.with_name("cifar10-paper-cpu"), {"SeqIL": 0.5, "BP": 9.0}, seeds=1)
     [alone] = joined.read_all(EXPERIMENT, folder)
     assert [claim.what.split(",")[0] for claim in alone.claims[:2]] == ["BP", "SeqIL"]
+    assert alone.papers == {"epochs": None, "seeds": 5, "train_images": None}
     _finished(folder, {"SeqIL-MQ": 0.7, "BP": 0.6}, set=None)
     _finished(folder.with_name("cifar10-paper-b"), {"BP": 8.0}, seeds=2)  # adds nothing
     other = folder.with_name("cifar10-paper-rates")

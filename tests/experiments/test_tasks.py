@@ -14,6 +14,8 @@ from experiments.common import data
 from experiments.common.methods import METHODS, MethodName, select
 from experiments.common.settings import _SETTINGS, settings
 from experiments.common.tasks import make_task
+from experiments.depth import cells
+from experiments.proximal_objective import methods as proximal
 
 
 def test_every_method_has_a_rate_everywhere():
@@ -36,6 +38,8 @@ def test_settings_of_the_paper():
 
 def test_help_lists_all_methods():
     assert get_args(MethodName) == tuple(method.name for method in METHODS)
+    assert get_args(cells.Name) == tuple(method.name for method in cells.OURS)
+    assert get_args(proximal.Name) == tuple(proximal.KINDS)
 
 
 def test_select():
