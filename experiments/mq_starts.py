@@ -25,6 +25,7 @@ import pcjax
 from experiments.common import report
 from experiments.common.data import Dataset
 from experiments.common.harness import Claim, Experiment, Options, Run, execute
+from experiments.common.options import BatchSize, Epochs
 from experiments.mq_starts_nets import NETS, Size
 from pcjax import training
 from pcjax.learning.gradients import GradFn
@@ -35,7 +36,7 @@ WITHIN = 0.02  # of Adam's accuracy
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, Epochs, BatchSize):
     """Compares MQ's starts and Adam on nets of many kinds."""
 
     nets: tuple[str, ...] = tuple(NETS)

@@ -151,10 +151,13 @@ def refuse_non_positive(name: str, *values: float | None) -> None:
 
 
 def resized(size: Any, config: Any) -> Any:
-    """The size with what the command line says in its place, for every net alike."""
-    for name in ("seeds", "epochs", "iterations"):
+    """The size with what the command line says in its place, for every net alike.
+
+    A batch size that is none of the size's is one of the settings', see `adapted`.
+    """
+    for name in _COUNTS:
         asked = getattr(config, name, None)
-        if asked is not None:
+        if asked is not None and (name != "batch_size" or hasattr(size, name)):
             old = getattr(size, name)
             new = (asked,) * len(old) if isinstance(old, tuple) else asked
             size = dataclasses.replace(size, **{name: new})

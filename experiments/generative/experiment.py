@@ -14,7 +14,7 @@ import numpy as np
 from experiments.common import report
 from experiments.common.claims import below, change
 from experiments.common.harness import Claim, Experiment, Options, Run, execute
-from experiments.common.options import Epochs
+from experiments.common.options import BatchSize, Epochs
 from experiments.generative import measures, models
 from experiments.generative.plots import plot
 
@@ -56,7 +56,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Config(Options, Epochs):
+class Config(Options, Epochs, BatchSize):
     """Trains decoders: completions, denoising, memories, samples; pictures of them."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pcjax
 from experiments.common.data import Dataset, Split
 from experiments.common.harness import Experiment, Options, Run, execute
-from experiments.common.options import Epochs
+from experiments.common.options import BatchSize, Epochs
 from experiments.common.runner import Plan, constantly, timeless, train_methods
 from experiments.common.tasks import Task, subset
 from experiments.common.trainer import Trainer
@@ -46,7 +46,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Config(Options, Epochs):
+class Config(Options, Epochs, BatchSize):
     """Trains a net by every algorithm of the benchmark: test accuracies."""
 
     net: Net = "mlp"

@@ -22,6 +22,7 @@ from experiments.common.options import (
     resized,
 )
 from experiments.common.settings import settings
+from experiments.generative import experiment as generative
 from pcjax.checkpoints.locks import FolderLock
 
 
@@ -178,6 +179,9 @@ def test_options_of_training_change_size_and_settings():
     config = Training(epochs=7, batch_size=5, learning_rate=0.5)
     assert resized(Sizes(), config).epochs == (7, 7)
     assert resized(Sizes(), Training()) == Sizes()
+    # A size may have a batch size of its own.
+    assert resized(generative.SMOKE, config).batch_size == 5
+    assert resized(generative.SMOKE, Training()) == generative.SMOKE
     found = settings("mlp", "digits")
     changed = adapted(found, config)
     assert changed.batch_size == 5
