@@ -74,11 +74,14 @@ class Measured(NamedTuple):
 
     def _otherwise(self) -> str:
         """What is of another size than in the paper."""
-        size = self.found["size"]
+        size, papers = self.found["size"], dict(self.papers)
+        settings = self.found["results"].get("settings", {})
+        if papers.get("epochs", 0) is None:  # as the settings say
+            papers["epochs"] = settings.get("epochs")
         other = [
             f"{name.replace('_', ' ')} {_counts(size[name])} ({_counts(meant)})"
-            for name, meant in self.papers.items()
-            if name in size and size[name] != meant
+            for name, meant in papers.items()
+            if size.get(name) is not None and size[name] != meant
         ]
         return f"; in brackets the paper's: {', '.join(other)}" if other else ""
 

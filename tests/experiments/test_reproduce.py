@@ -293,6 +293,12 @@ def test_a_smaller_size_than_the_papers_is_said(tmp_path):
         "; in brackets the paper's: seeds 1 (5), epochs 8, 6 (all, all), "
         "images 1000 (all)"
     )
+    results = {"settings": {"epochs": 110}}
+    found = _measured(tmp_path, [], size={"epochs": 10}, results=results)
+    short = found._replace(papers={"epochs": None}).facts
+    assert short.endswith("in brackets the paper's: epochs 10 (110)")
+    found.found["size"]["epochs"] = None
+    assert "brackets" not in found._replace(papers={"epochs": None}).facts
 
 
 def test_runs_at_full_length_stand_beside_the_short_ones(tmp_path):
