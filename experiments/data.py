@@ -1,6 +1,7 @@
 """Decodes a data set into the cache and says what is in it.
 
 python -m experiments.data --dataset cifar10 --data-dir DIR
+python -m experiments.data --dataset cifar10 --data-dir DIR --jpeg-quality 25
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import data
+from experiments.common import data, jpeg
 from experiments.common.harness import cli
+from experiments.common.options import refuse_no_quality
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Config:
     """The folder of prepared TFDS data sets; digits needs none."""
     cache_dir: Path | None = None
     """The folder for decoded images."""
+    jpeg_quality: int | None = None
+    """Also says how far JPEG files of this quality, 1 to 100, change the images."""
+
+    def __post_init__(self) -> None:
+        refuse_no_quality(self.jpeg_quality)
 
 
 def main(config: Config) -> None:
@@ -44,6 +51,16 @@ def main(config: Config) -> None:
             f"{images.mean():.1f}",
         )
     Console().print(table)
+    if config.jpeg_quality is not None:
+        changed = jpeg.recompressed(dataset, config.jpeg_quality)
+        for name in ("train", "test"):
+            before, after = (getattr(x, name).images for x in (dataset, changed))
+            # In float32, as a whole data set of float64 may be too much to hold.
+            lost = np.square(before.astype(np.float32) - after).mean(dtype=np.float64)
+            print(
+                f"JPEG of quality {config.jpeg_quality} changes the pixels of {name} "
+                f"by {lost:.1f} in the mean square, of values 0 to 255."
+            )
 
 
 if __name__ == "__main__":

@@ -63,9 +63,7 @@ class Options:
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, got {value}.")
-        quality = getattr(self, "jpeg_quality", None)
-        if quality is not None and not 1 <= quality <= 100:
-            raise ValueError(f"--jpeg-quality must be 1 to 100, got {quality}.")
+        refuse_no_quality(getattr(self, "jpeg_quality", None))
         refuse_non_positive("learning_rate", getattr(self, "learning_rate", None))
 
     @property
@@ -148,6 +146,16 @@ def refuse_non_positive(name: str, *values: float | None) -> None:
     for value in values:
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{_flag(name)} must be positive, got {value}.")
+
+
+def refuse_no_quality(quality: int | None) -> None:
+    """Refuses what is no quality of JPEG files; None is no JPEG.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"--jpeg-quality must be 1 to 100, got {quality}.")
 
 
 def resized(size: Any, config: Any) -> Any:

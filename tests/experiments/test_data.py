@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import multiprocessing
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -501,6 +502,23 @@ def test_command_line_prints_a_summary(tmp_path, prepared, capsys):
     printed = capsys.readouterr().out
     assert "30 x 32 x 32 x 3" in printed
     assert "2 to 2" in printed
+    lossy = command.Config(
+        "cifar10", tmp_path / "sets", tmp_path / "cache", jpeg_quality=30
+    )
+    command.main(lossy)
+    train, test = re.findall(
+        r"quality 30 changes the pixels of (\w+)\s+by ([\d.]+)", capsys.readouterr().out
+    )
+    assert (train[0], test[0]) == ("train", "test")
+    images = data.load("cifar10", tmp_path / "sets", tmp_path / "cache").train.images
+    files = [io.BytesIO() for _ in images]
+    for image, file in zip(images, files, strict=True):
+        Image.fromarray(image).save(file, "JPEG", quality=30)
+    read = np.stack([np.asarray(Image.open(file)) for file in files])
+    error = np.square(images - 1.0 * read).mean()
+    assert float(train[1]) == pytest.approx(error, abs=0.06)
+    with pytest.raises(ValueError, match="--jpeg-quality must be 1 to 100, got 0"):
+        command.Config(jpeg_quality=0)
     with pytest.raises(SystemExit, match="mnist is not prepared"):
         command.main(command.Config("mnist", tmp_path / "sets", tmp_path / "cache"))
 
