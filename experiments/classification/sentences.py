@@ -296,7 +296,7 @@ def _order(runs: _Runs) -> list[Claim]:
                 f"{_ranked(means)}: of {len(apart)} pairs that the paper tells apart, "
                 f"{verdicts.count(True)} are so, {verdicts.count(False)} are not; the "
                 f"narrowest is {' > '.join(narrow)}, {gaps[narrow].text('points')}"
-                f"{shortfall(results)}",
+                f"{shortfall(results, *paper)}",
                 enough(results, [*paper], all_of(verdicts)),
             )
         )

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Column
 
 HUGE = 1e6  # of which nobody reads all digits
+NEAR = 3  # times the first loss, up to which a curve is not cut off
 FAR = 10  # times the first loss, beyond which a curve is cut off
 # Okabe and Ito's colours, which the colour-blind can tell apart; the backprop runs
 # are dashed and the marker tells the optimizer.
@@ -112,9 +113,10 @@ def band(panel: Any, x: Any, values: Any, name: str, **style: Any) -> None:
 
 
 def cut_off(panel: Any, losses: Sequence[Any]) -> None:
-    """Ends the y axis near where training began if a loss goes far beyond it.
+    """Ends the y axis not far above where training began if a loss goes far beyond.
 
     One method that diverges would hide all others, and its own course before that.
+    What is at most `NEAR` times the first losses is seen.
 
     Args:
       panel: of matplotlib.
@@ -125,7 +127,7 @@ def cut_off(panel: Any, losses: Sequence[Any]) -> None:
     seen = np.concatenate([rows.ravel() for rows in values])
     started, seen = (row[np.isfinite(row)] for row in (started, seen))
     if started.size and seen.max() > FAR * started.max():
-        low, high = seen.min(), started.max()
+        low, high = seen.min(), seen[seen <= NEAR * started.max()].max()
         margin = 0.05 * (high - low)
         panel.set_ylim(low - margin, high + margin)
 

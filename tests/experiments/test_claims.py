@@ -179,6 +179,10 @@ def test_the_order_of_the_methods(ours, theirs, verdict, counts):
         assert narrow in row.here
         first = "SeqIL-MQ > BP" if np.mean(ours) > 56.1 else "BP > SeqIL-MQ"
         assert row.here.startswith(f"{first}: ")
+    # One that is not in the paper's table has no part in it.
+    more = _more(_results(ours, theirs, full=True), IL=np.array([52.0]))
+    more = [r for r in statements.claims(more) if r.what.startswith("the order")]
+    assert more == found
     short = statements.claims(_results(ours, theirs))
     assert not any(row.what.startswith("the order") for row in short)
     # The paper's own numbers do not tell BP from SeqIL-MQ on the conv net.

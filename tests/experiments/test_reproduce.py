@@ -392,6 +392,8 @@ def test_a_loss_that_diverges_leaves_the_others_to_be_seen(tmp_path):
     far = [[1.5, 1.5], [0.9, 0.9], [1e28, np.nan]]
     for drawn, ends in (
         ([falling, far], (0.5 - 0.075, 2.0 + 0.075)),
+        # What comes before it is seen: here 4, which is twice the first loss.
+        ([falling, [[2.0], [4.0], [9.0], [1e28]]], (0.5 - 0.175, 4.0 + 0.175)),
         ([falling], None),
         ([falling, [[2.0], [15.0], [None]]], None),  # up to ten times is shown
         ([[[None], [None]]], None),
