@@ -144,15 +144,23 @@ class Run:
         return resumed
 
     def forget_if_empty(self) -> None:
-        """Lets other settings have the folder if nothing was done with these."""
+        """Lets other settings have the folder if nothing was done with these.
+
+        Those whose place was taken have it back.
+        """
         parts, states = self.folder / "parts", self.folder / "checkpoints"
         done = [path for path in parts.glob("*.json") if path.stem != "header"]
         if not done and not any(states.glob("*/*")):
             for folder in (parts, states):
                 shutil.rmtree(folder, ignore_errors=True)
+            _put_back(self.folder)
 
     def close(self) -> None:
-        """Removes parts and checkpoints, unless there are some that were not used."""
+        """Removes parts and checkpoints, unless there are some that were not used.
+
+        And the run whose place this one has taken.
+        """
+        shutil.rmtree(self.folder / "replaced", ignore_errors=True)
         names = {path.stem for path in (self.folder / "parts").glob("*.json")}
         left = names - self._used - {"header"}
         running = any((self.folder / "checkpoints").glob("*/*"))
@@ -202,12 +210,26 @@ def finished(
     return None
 
 
-def clear(folder: Path) -> None:
-    """Removes what a run has left in its folder, but the figures."""
-    for name in ("results.json", "run.json"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("parts", "checkpoints", "weights"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+def set_aside(folder: Path) -> None:
+    """Makes room for another run: what is there, but the figures, goes into replaced/.
+
+    It is removed when the other run is finished, and put back if that ends before
+    anything of it is (`Run.forget_if_empty`).
+    """
+    aside = folder / "replaced"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for name in ("results.json", "run.json", "parts", "checkpoints", "weights"):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+
+
+def _put_back(folder: Path) -> None:
+    aside = folder / "replaced"
+    for path in aside.glob("*"):
+        path.rename(folder / path.name)
+    if aside.exists():
+        aside.rmdir()
 
 
 def _chosen(header: dict, names: Sequence[str]) -> dict:

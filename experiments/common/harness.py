@@ -37,10 +37,10 @@ from experiments.common.data import DatasetError
 from experiments.common.folders import (
     Run,
     UnfinishedError,
-    clear,
     finished,
     locked,
     plain,
+    set_aside,
     write_json,
 )
 from experiments.common.options import NEUTRAL, Options, resized
@@ -148,7 +148,7 @@ def _execute(experiment: Experiment, config: Any, folder: Path) -> dict:
     header = _header(experiment, config, size)
     with locked(folder):
         if config.replace and _to_replace(folder, header, experiment.free):
-            clear(folder)
+            set_aside(folder)
         found = finished(folder, header, experiment.free, config.finished_only)
         if found is None:
             run = Run(

@@ -149,6 +149,32 @@ def test_a_run_of_other_settings_is_replaced_on_request(tmp_path):
     found = execute(anew.experiment, Options(out=tmp_path, seeds=5, replace=True))
     assert anew.calls == ["a", "b"]
     assert len(found["results"]["a"]) == 5
+    assert not (tmp_path / "replaced").exists()
+
+
+def test_a_run_that_fails_at_once_replaces_nothing(tmp_path):
+    """Such as one whose data set is not there."""
+    execute(Counted().experiment, Options(out=tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert len(before) == 2
+
+    def measure(config, size, run):
+        raise ValueError("There is no data set.")
+
+    asked = Options(out=tmp_path, seeds=5, replace=True)
+    with pytest.raises(SystemExit, match="no data set"):
+        execute(Counted().experiment._replace(measure=measure), asked)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
+    assert not (tmp_path / "replaced").exists()
+    # What was begun takes its place.
+    with pytest.raises(SystemExit):
+        execute(Counted(fail=True).experiment, asked)
+    assert not (tmp_path / "results.json").exists()
+    going_on = Counted()
+    found = execute(going_on.experiment, Options(out=tmp_path, seeds=5))
+    assert going_on.calls == ["b"]
+    assert len(found["results"]["a"]) == 5
+    assert not (tmp_path / "replaced").exists()
 
 
 def test_what_depends_on_chance_is_not_judged_at_smoke(tmp_path, capsys):
